@@ -1,33 +1,50 @@
-"""How each kind of OneDiffusion task writes its prompt. Every part is separated by one space, blank ones left out."""
+"""How each kind of OneDiffusion task writes its prompt. Parts are separated by one space, blank ones left out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from framert.runtime.colors import COLORS, hexadecimal
 
 
-def text(token: str, prompt: str) -> str:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """Everything a prompt is written from.
+
+    token: the task's, such as ``[[text2image]]``. prompt: the caller's words, for the picture to make where there is
+    one. colors: {thing: colour name}. captions: of the given pictures, in order. item: what they show.
+    """
+
+    token: str
+    prompt: str = ""
+    colors: Mapping[str, str] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()
+    item: str = ""
+
+
+def text(words: Words) -> str:
     """``[[text2image]] a red cube``."""
-    return _join(token, prompt)
+    return _join(words.token, words.prompt)
 
 
-def legend(token: str, prompt: str, kind: str, colors: Mapping[str, str]) -> str:
-    """``[[semanticmap2image]] <#00FFFF cyan mask: red cube> caption``.
-
-    Args:
-        kind: "mask" or "boundingbox". colors: {thing: colour name}.
-    """
-    entries = (f"<{hexadecimal(COLORS[color])} {color} {kind}: {thing}>" for thing, color in colors.items())
-    return _join(token, *entries, prompt)
+def masks(words: Words) -> str:
+    """``[[semanticmap2image]] <#00FFFF cyan mask: red cube> caption``."""
+    return _join(words.token, *_legend("mask", words.colors), words.prompt)
 
 
-def references(token: str, prompt: str, captions: Sequence[str], item: str = "") -> str:
-    """``[[faceid]] [[img0]] target [[img1]] caption``; with an item ``<item: thing>`` before the first picture.
+def boxes(words: Words) -> str:
+    """``[[boundingbox2image]] <#00FFFF cyan boundingbox: red cube> caption``."""
+    return _join(words.token, *_legend("boundingbox", words.colors), words.prompt)
 
-    Args:
-        prompt: of the picture to make, which is picture 0. captions: of the given pictures, 1 and on.
-    """
-    pictures = (f"[[img{index}]] {caption.strip()}" for index, caption in enumerate((prompt, *captions)))
-    return _join(token, f"<item: {item.strip()}>" if item.strip() else "", *pictures)
+
+def references(words: Words) -> str:
+    """``[[faceid]] [[img0]] prompt [[img1]] caption``; an ``<item: thing>`` goes before the first picture."""
+    item = f"<item: {words.item.strip()}>" if words.item.strip() else ""
+    pictures = (f"[[img{index}]] {caption}" for index, caption in enumerate((words.prompt, *words.captions)))
+    return _join(words.token, item, *pictures)
+
+
+def _legend(kind: str, colors: Mapping[str, str]) -> list[str]:
+    return [f"<{hexadecimal(COLORS[color])} {color} {kind}: {thing}>" for thing, color in colors.items()]
 
 
 def _join(*parts: str) -> str:
