@@ -209,7 +209,7 @@ def build(
         state: tensors under their published names, all of them and no others.
     """
     model = PublishedNextDiT(config, attention=attention)
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)  # sides that share a dtype share their weights
     return model.to(dtype).eval().requires_grad_(False)
 
 

@@ -79,20 +79,21 @@ class Environment:
     date: str
 
     @classmethod
-    def capture(cls, root: Path, *, threads: int, device: str | None = None) -> "Environment":
+    def capture(cls, root: Path, *, threads: int, device: str | None = None, record: bool = True) -> "Environment":
         """Describe this machine, its packages and the checkout at ``root``.
 
         Args:
             threads: threads given to every side.
             device: names the accelerator; None names this machine's CPU.
-        Raises: ConfigError if ``root`` is not a clean checkout, see ``clean_commit``.
+            record: False for rows that are looked at and not kept: the checkout may be dirty, and none is appended.
+        Raises: ConfigError if ``record`` and ``root`` is not a clean checkout, see ``clean_commit``.
         """
         return cls(
             root=root,
             threads=threads,
             device=device or cpu_name(),
             versions={column: _version(names) for column, names in _DISTRIBUTIONS.items()},
-            commit=clean_commit(root),
+            commit=clean_commit(root) if record else "",
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
@@ -108,9 +109,11 @@ class Environment:
     def append(self, name: str, rows: Iterable[Row]) -> Path:
         """Append rows to benchmarks/results/``name`` and return that path.
 
-        Raises: ConfigError if the checkout is no longer the clean commit that was measured, or the file there has
-            other columns.
+        Raises: ConfigError if the checkout is no longer the clean commit that was measured, the rows are not to be
+            kept, or the file there has other columns.
         """
+        if not self.commit:
+            raise ConfigError("these rows were measured with record=False; measure again from a clean checkout")
         if (now := clean_commit(self.root)) != self.commit:
             raise ConfigError(f"the checkout moved from {self.commit} to {now} during the run; run it again")
         path = self.root / RESULTS / name

@@ -72,6 +72,13 @@ def test_a_dirty_checkout_is_refused(checkout: Path, name: str) -> None:
     assert not (checkout / rows.RESULTS).exists()
 
 
+def test_rows_that_are_only_looked_at_are_not_kept(checkout: Path) -> None:
+    (checkout / "new.py").write_text("changed\n")
+    environment = rows.Environment.capture(checkout, threads=1, record=False)
+    with pytest.raises(ConfigError, match="record=False"):
+        environment.append("step.csv", some_rows(environment))
+
+
 def test_changed_results_alone_are_not_dirty(checkout: Path) -> None:
     (checkout / rows.RESULTS).mkdir(parents=True)
     (checkout / rows.RESULTS / "other.csv").write_text("x\n")
