@@ -4,6 +4,7 @@ Parameter names equal the published checkpoint's. All methods work on any leadin
 so that training can run the same blocks on dense batches.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,9 @@ class NextDiTConfig:
         if config["num_heads"] % config["num_kv_heads"] or config["hidden_size"] % config["num_heads"]:
             raise CheckpointError("hidden_size must be a multiple of num_heads, and num_heads of num_kv_heads")
         if config["hidden_size"] // config["num_heads"] % 6:
-            raise CheckpointError("head_dim (hidden_size / num_heads) must be divisible by 6: three rotary axes of pairs")
+            raise CheckpointError(
+                "head_dim (hidden_size / num_heads) must be divisible by 6: three rotary axes of pairs"
+            )
         return cls(
             hidden_size=config["hidden_size"],
             depth=config["depth"],
@@ -115,8 +118,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 def sinusoid(noise_level: Tensor) -> Tensor:
     """Return the (..., 256) embedding of noise levels in 0..1000, cosines first."""
     half = TIME_WIDTH // 2
-    frequency = torch.exp(-torch.arange(half, dtype=noise_level.dtype) * (torch.log(torch.tensor(ROTARY_BASE)) / half))
-    angle = noise_level.unsqueeze(-1) * frequency.to(noise_level)
+    exponent = -math.log(ROTARY_BASE) * torch.arange(half, dtype=noise_level.dtype, device=noise_level.device) / half
+    angle = noise_level.unsqueeze(-1) * exponent.exp()
     return torch.cat((angle.cos(), angle.sin()), dim=-1)
 
 
@@ -212,7 +215,12 @@ class Block(nn.Module):
         return self.attention.project_text(rms_norm(hidden_states, self.eps) * self.attention_y_norm.weight)
 
     def forward(
-        self, x: Tensor, multipliers: tuple[Tensor, Tensor, Tensor, Tensor], cosine: Tensor, sine: Tensor, attend: Attend
+        self,
+        x: Tensor,
+        multipliers: tuple[Tensor, Tensor, Tensor, Tensor],
+        cosine: Tensor,
+        sine: Tensor,
+        attend: Attend,
     ) -> Tensor:
         """Run the layer on x (..., hidden); ``attend(query, key, value, gate)`` sees (..., heads, head_dim)."""
         enter, leave, ffn_enter, ffn_leave = multipliers
@@ -248,7 +256,10 @@ class TimestepEmbedder(nn.Module):
 
 
 class NextDiT(nn.Module):
-    """The transformer, split where the runtime splits it: ``condition`` once per prompt and schedule, ``denoise`` per step."""
+    """The transformer, split where the runtime splits it.
+
+    ``condition`` runs once per prompt and schedule, ``denoise`` once per step.
+    """
 
     def __init__(self, config: NextDiTConfig) -> None:
         super().__init__()
@@ -326,11 +337,12 @@ class NextDiT(nn.Module):
         Returns: latents, history and the combined velocity, (slots, token_width) each.
         """
         config = self.config
+        source, frame, row, guidance_index = source.long(), frame.long(), row.long(), guidance_index.long()
         cosine, sine = self.rotary(position)
         multipliers = modulation.index_select(0, row)
 
         def per_token(index: int) -> Tensor:
-            return multipliers[:, index].index_select(0, frame)
+            return multipliers.select(1, index).index_select(0, frame)
 
         x = self.x_embedder(latents).index_select(0, source)
         for index, block in enumerate(self.blocks()):
@@ -344,6 +356,8 @@ class NextDiT(nn.Module):
             four = (per_token(4 * index), per_token(4 * index + 1), per_token(4 * index + 2), per_token(4 * index + 3))
             x = block(x, four, cosine, sine, attend)
         output = self.final_layer(x, per_token(4 * config.depth))
-        velocity = (output[guidance_index] * guidance_weight.unsqueeze(-1)).sum(1)
+        velocity = torch.zeros_like(latents)
+        for chosen, weight in zip(guidance_index.unbind(1), guidance_weight.unsqueeze(-1).unbind(1), strict=True):
+            velocity = velocity + output.index_select(0, chosen) * weight  # in this order: the same bits everywhere
         a, b, c, d, e, f = update.unsqueeze(-1).unbind(1)
         return a * latents + b * velocity + c * history, d * latents + e * velocity + f * history, velocity

@@ -1,0 +1,128 @@
+"""FrameAttention in an ONNX file: the node that is traced, and its local function of standard operators.
+
+ONNX Runtime and OpenVINO run the function; TensorRT with a plugin of this name (attribute plugin_namespace) runs that.
+"""
+
+import onnx
+import torch
+from onnx import parser
+from torch import Tensor
+
+DOMAIN = "framert"
+OP = "FrameAttention"
+
+# A loop over sequences: measured faster than padding or masking, and each sequence gets the same bits alone and packed.
+# The query heads that share a key-value head are folded into the rows of one product. q_range must be contiguous, in
+# order and cover all tokens.
+_BODY = """
+<domain: "framert", opset_import: ["" : 23]>
+FrameAttention <softcap, scale, plugin_namespace>
+    (query, key, value, q_range, kv_range, text_k, text_v, text_range, gate) => (output)
+{
+    softcap = Constant <value_float: float = @softcap> ()
+    scale = Constant <value_float: float = @scale> ()
+    logit_scale = LOGIT_SCALE
+    zero = Constant <value_ints = [0]> ()
+    minus = Constant <value_ints = [-1]> ()
+    heads = Shape <start = 1, end = 2> (query)
+    width = Shape <start = 2, end = 3> (query)
+    kv_heads = Shape <start = 1, end = 2> (key)
+    group = Div (heads, kv_heads)
+    repeated = Concat <axis = 0> (minus, kv_heads, group, width)
+    tiled = Concat <axis = 0> (minus, group, kv_heads, width)
+    packed = Concat <axis = 0> (minus, heads, width)
+    folded = Concat <axis = 0> (kv_heads, minus, width)
+    scalar = Constant <value_ints = [-1, 1]> ()
+    head_gate = Reshape (gate, scalar)
+    own_query = Mul (query, logit_scale)
+    text_query = Mul (query, scale)
+    ranges = Concat <axis = 1> (q_range, kv_range, text_range)
+    ranges_64 = Cast <to = 7> (ranges)
+    sequences = Shape <start = 0, end = 1> (q_range)
+    count = Squeeze (sequences, zero)
+    always = Constant <value = bool {1}> ()
+    none = SequenceEmpty <dtype = 1> ()
+    outputs = Loop (count, always, none) <body = sequence
+        (int64 index, bool go, seq(float) done) => (bool next, seq(float) more)
+    {
+        next = Identity (go)
+        r = Gather <axis = 0> (ranges_64, index)
+        q0, qn, k0, kn, t0, tn = Split <axis = 0, num_outputs = 6> (r)
+        q1 = Add (q0, qn)
+        k1 = Add (k0, kn)
+        t1 = Add (t0, tn)
+        q_split = Concat <axis = 0> (kv_heads, group, qn, width)
+
+        oq = Slice (own_query, q0, q1, zero)
+        oq_heads = Reshape (oq, repeated)
+        oq_turned = Transpose <perm = [1, 2, 0, 3]> (oq_heads)
+        oq_rows = Reshape (oq_turned, folded)
+        k = Slice (key, k0, k1, zero)
+        k_turned = Transpose <perm = [1, 2, 0]> (k)
+        v = Slice (value, k0, k1, zero)
+        v_turned = Transpose <perm = [1, 0, 2]> (v)
+        logits = MatMul (oq_rows, k_turned)
+        CAPPED
+        weights = Softmax <axis = -1> (capped)
+        own = MatMul (weights, v_turned)
+        own_split = Reshape <allowzero = 1> (own, q_split)
+        own_turned = Transpose <perm = [2, 0, 1, 3]> (own_split)
+        own_out = Reshape (own_turned, packed)
+
+        tq = Slice (text_query, q0, q1, zero)
+        tq_heads = Reshape (tq, tiled)
+        tq_turned = Transpose <perm = [2, 1, 0, 3]> (tq_heads)
+        tq_rows = Reshape (tq_turned, folded)
+        tk = Slice (text_k, t0, t1, zero)
+        tk_turned = Transpose <perm = [1, 2, 0]> (tk)
+        tv = Slice (text_v, t0, t1, zero)
+        tv_turned = Transpose <perm = [1, 0, 2]> (tv)
+        text_logits = MatMul (tq_rows, tk_turned)
+        text_weights = Softmax <axis = -1> (text_logits)
+        text = MatMul (text_weights, tv_turned)
+        text_split = Reshape <allowzero = 1> (text, q_split)
+        text_turned = Transpose <perm = [2, 1, 0, 3]> (text_split)
+        text_out = Reshape (text_turned, packed)
+
+        gated = Mul (text_out, head_gate)
+        both = Add (own_out, gated)
+        more = SequenceInsert (done, both)
+    }>
+    output = ConcatFromSequence <axis = 0> (outputs)
+}
+"""
+
+
+def function(softcap: float) -> onnx.FunctionProto:
+    """Return the local function; with a softcap of 0 the logits are left as they are."""
+    if softcap:
+        scale = "Div (scale, softcap)"
+        capped = "bent = Tanh (logits) capped = Mul (bent, softcap)"
+    else:
+        scale, capped = "Identity (scale)", "capped = Identity (logits)"
+    return parser.parse_function(_BODY.replace("LOGIT_SCALE", scale).replace("CAPPED", capped))
+
+
+def traced(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    q_range: Tensor,
+    kv_range: Tensor,
+    text_k: Tensor,
+    text_v: Tensor,
+    text_range: Tensor,
+    gate: Tensor,
+    *,
+    softcap: float,
+    scale: float,
+) -> Tensor:
+    """Stand for ``kernels.frame_attention`` while a graph is traced: becomes one FrameAttention node."""
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{OP}",
+        (query, key, value, q_range, kv_range, text_k, text_v, text_range, gate),
+        attrs={"softcap": softcap, "scale": scale, "plugin_namespace": DOMAIN},
+        dtype=query.dtype,
+        shape=query.shape,
+        version=1,
+    )

@@ -1,0 +1,134 @@
+"""Checkpoint -> bundle: opens and checks the checkpoint, then traces and writes one graph after another."""
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import framert
+from framert.export import frame_attention
+from framert.export.checkpoint import Checkpoint, check_tensors, config_values, open_checkpoint
+from framert.export.models.nextdit import NextDiTConfig
+from framert.export.passes import clean, fold_weights
+from framert.export.plan import GUIDANCE_BRANCHES, GraphPlan, plan_graphs
+from framert.export.tokenizer import write_tokenizer
+from framert.export.trace import name_ends, parameters, stored_shapes, trace
+from framert.export.weights import Weight, write_model
+from framert.runtime.bundle import Graph, Manifest, ModelSpec, ScheduleSpec, file_specs, new_bundle, write_manifest
+from framert.runtime.errors import ConfigError
+
+FAMILY = "onediffusion"
+PROMPT_TOKENS = 300  # what the published pipeline tokenizes to
+NATIVE_SIDE = 512  # pixels, of the published model
+SCHEDULE = ("num_train_timesteps", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+VAE = ("in_channels", "latent_channels", "block_out_channels", "scaling_factor")
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    native_side: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Make a bundle of a checkpoint.
+
+    Args:
+        checkpoint: a folder in the published layout, or the name of a hub repository.
+        output: the bundle's folder; it appears whole or not at all.
+        native_side: side of the pictures the model was trained on, in pixels; None takes "native_side" of
+            transformer/config.json, or else 512.
+        force: replace a bundle that stands at ``output``.
+        progress: show a bar on stderr.
+    Returns: the path of the bundle.
+    Raises: CheckpointError for a checkpoint that does not fit; BundleError if ``output`` cannot be written;
+        ConfigError for a ``native_side`` the model cannot have.
+    """
+    with new_bundle(output, force=force) as folder:
+        opened = open_checkpoint(checkpoint)
+        transformer = NextDiTConfig.from_checkpoint(opened.configs["transformer"])
+        model = model_spec(transformer, opened)
+        side = _native_side(native_side, opened.configs["transformer"], model)
+        plans = plan_graphs(transformer, opened.configs["vae"], opened.configs["text_encoder"])
+        check_tensors(opened, {plan.part: stored_shapes(plan) for plan in plans})
+        write_tokenizer(opened.tokenizer, folder / "tokenizer.json")
+        graphs: dict[str, Graph] = {}
+        for plan in (bar := tqdm(plans, unit="graph", disable=not progress)):
+            bar.set_description(plan.name)
+            graphs[plan.name] = _export_graph(plan, opened, transformer.softcap, folder)
+        manifest = Manifest(
+            family=FAMILY,
+            native_side=side,
+            model=model,
+            schedule=ScheduleSpec(**_values(opened, "scheduler", SCHEDULE)),
+            prompt_tokens=PROMPT_TOKENS,
+            guidance_branches=GUIDANCE_BRANCHES,
+            target={"kind": "onnx"},
+            graphs=graphs,
+            files=file_specs(folder),
+            provenance=_provenance(opened),
+        )
+        write_manifest(folder, manifest)
+    return Path(output)
+
+
+def model_spec(transformer: NextDiTConfig, checkpoint: Checkpoint) -> ModelSpec:
+    """Return what the runtime must know of the model, from the checkpoint's configurations."""
+    vae = _values(checkpoint, "vae", VAE)
+    return ModelSpec(
+        hidden_size=transformer.hidden_size,
+        depth=transformer.depth,
+        heads=transformer.num_heads,
+        kv_heads=transformer.num_kv_heads,
+        head_dim=transformer.head_dim,
+        softcap=transformer.softcap,
+        patch=transformer.patch,
+        latent_channels=vae["latent_channels"],
+        vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
+        scaling_factor=vae["scaling_factor"],
+        text_width=_values(checkpoint, "text_encoder", ("d_model",))["d_model"],
+        max_positions=transformer.rotary_max_length,
+        max_frames=transformer.rotary_max_length_t,
+    )
+
+
+def _export_graph(plan: GraphPlan, checkpoint: Checkpoint, softcap: float, folder: Path) -> Graph:
+    model = trace(plan)
+    clean(model)
+    name_ends(model.graph, plan)
+    inputs = parameters(model.graph, plan)
+    stored = {name: checkpoint.tensor(plan.part, name) for value in inputs if (name := str(value.name))}
+    weights = {name: Weight(tensor.shape, tensor.read) for name, tensor in stored.items()}
+    functions = [frame_attention.function(softcap)] if plan.name == "denoiser" else []
+    files = write_model(model, fold_weights(model.graph, inputs, weights), functions, folder, plan.name)
+    return Graph(files=files, precision="float32", inputs=dict(plan.inputs), outputs=dict(plan.outputs))
+
+
+def _values(checkpoint: Checkpoint, part: str, names: tuple[str, ...]) -> dict[str, Any]:
+    return config_values(checkpoint.configs[part], names, f"the configuration in {part}/")
+
+
+def _native_side(given: int | None, config: Mapping[str, Any], model: ModelSpec) -> int:
+    side = config.get("native_side", NATIVE_SIDE) if given is None else given
+    if not isinstance(side, int) or side <= 0 or side % model.multiple or side > model.max_side:
+        raise ConfigError(
+            f"native_side is {side}; give the side of the pictures the model was trained on, "
+            f"a multiple of {model.multiple} up to {model.max_side}"
+        )
+    return side
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint.name,
+        "files": checkpoint.digests(),
+        "framert": framert.__version__,
+        "torch": version("torch"),
+        "onnx": version("onnx"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
