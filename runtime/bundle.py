@@ -202,7 +202,8 @@ def _check_file(folder: Path, name: str, spec: FileSpec) -> None:
         raise BundleError(f"{file} is {state}: {size} bytes, {spec.size} expected; copy it again, or export again")
     if (actual := sha256(file)) != spec.sha256:
         raise BundleError(
-            f"{file} was changed after export: sha256 {actual[:12]}..., {spec.sha256[:12]}... expected; copy it again, or export again"
+            f"{file} was changed after export (sha256 {actual[:12]}, {spec.sha256[:12]} expected); "
+            "copy it again, or export the checkpoint again"
         )
 
 

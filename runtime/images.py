@@ -154,7 +154,8 @@ def check_size(size: tuple[int, int], multiple: int, maximum: int) -> tuple[int,
     Raises: ImageError otherwise; it names the nearest allowed size.
     """
     allowed = f"sides are multiples of {multiple} from {multiple} to {maximum // multiple * multiple}"
-    if len(size) != 2 or not all(isinstance(side, int | np.integer) for side in size):
+    pair = isinstance(size, list | tuple) and len(size) == 2
+    if not pair or not all(isinstance(side, int | np.integer) for side in size):
         raise ImageError(f"size is {size!r}; it is (width, height) in whole pixels, and {allowed}")
     width, height = (int(side) for side in size)
     nearest = tuple(
@@ -199,7 +200,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         if upright.mode == "F":
             return _from_array(np.asarray(upright)).convert("RGB")
         if upright.has_transparency_data:
-            pixels = upright.convert("RGBA")
+            straight = upright.convert("LA") if upright.mode == "La" else upright
+            pixels = straight.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
         return upright.convert("RGB")
     except ImageError:

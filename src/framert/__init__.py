@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from framert.runtime.cameras import Cameras as Cameras
     from framert.runtime.engine import Engine as Engine
-    from framert.runtime.engine import Ticket as Ticket
     from framert.runtime.errors import FramertError as FramertError
     from framert.runtime.pipeline import Pipeline as Pipeline
     from framert.runtime.pipeline import load as load
     from framert.runtime.request import Request as Request
     from framert.runtime.result import Result as Result
+    from framert.runtime.ticket import Ticket as Ticket
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOMES = {
     "Pipeline": "framert.runtime.pipeline",
     "Request": "framert.runtime.request",
     "Result": "framert.runtime.result",
-    "Ticket": "framert.runtime.engine",
+    "Ticket": "framert.runtime.ticket",
     "load": "framert.runtime.pipeline",
 }
 

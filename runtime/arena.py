@@ -1,0 +1,62 @@
+"""Who holds which rows of a store: text keys and values, or modulation rows, shared by key between requests."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Span:
+    """Rows [begin, begin + length) of the store. fresh: nobody has written them yet."""
+
+    key: Hashable
+    begin: int
+    length: int
+    holders: int = 1
+    fresh: bool = True
+
+
+class Arena:
+    """First-fit bookkeeping of a store that grows. It touches no tensor: the backend keeps those.
+
+    Equal keys share rows. Rows nobody holds stay until their place is needed: a prompt used again costs nothing.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._spans: list[Span] = []  # sorted by begin
+
+    def acquire(self, key: Hashable, length: int) -> Span:
+        """Return the rows of ``key``; when they are fresh the caller writes them and calls ``written``.
+
+        ``capacity`` may have grown afterwards; the caller makes the store follow.
+        """
+        for span in self._spans:
+            if span.key == key:
+                span.holders += 1
+                return span
+        begin = self._gap(length)
+        if begin is None:
+            self._spans = [span for span in self._spans if span.holders]
+            begin = self._gap(length)
+        if begin is None:
+            begin = self._spans[-1].begin + self._spans[-1].length if self._spans else 0
+            while self.capacity < begin + length:
+                self.capacity *= 2
+        span = Span(key, begin, length)
+        self._spans.append(span)
+        self._spans.sort(key=lambda item: item.begin)
+        return span
+
+    def release(self, span: Span) -> None:
+        """Give up one hold; rows that were never written are forgotten at once."""
+        span.holders -= 1
+        if not span.holders and span.fresh:
+            self._spans.remove(span)
+
+    def _gap(self, length: int) -> int | None:
+        end = 0
+        for span in self._spans:
+            if span.begin - end >= length:
+                return end
+            end = span.begin + span.length
+        return end if self.capacity - end >= length else None

@@ -1,0 +1,53 @@
+"""What a backend offers. Its heavy import lives inside the module that implements it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from framert.runtime.arrays import Array, Floats, Ints
+from framert.runtime.tables import Tables
+
+
+class Denoiser(Protocol):
+    """The step graph with its arenas and the latents of the current pack, wherever the backend keeps them."""
+
+    def reserve(self, *, text: int, rows: int) -> None:
+        """Make the text arena hold ``text`` tokens and the modulation arena ``rows`` rows; contents stay."""
+
+    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
+        """Store (depth, length, kv_heads, head_dim) keys and values, as the conditioner returned them."""
+
+    def write_modulation(self, begin: int, modulation: Array) -> None:
+        """Store (rows, 4 * depth + 1, hidden) multipliers, as the conditioner returned them."""
+
+    def padded(self, tokens: int) -> int:
+        """Return the token bucket that a pack of so many model tokens runs in."""
+
+    def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
+        """Take a pack: its tables and its (slots, token_width) state."""
+
+    def step(self, row: Ints, update: Floats) -> None:
+        """Run one call. row: (frames,) modulation row of each packed frame; update: (slots, 6).
+
+        Raises: BackendError; the state is then what it was before the call.
+        """
+
+    def state(self) -> tuple[Floats, Floats]:
+        """Return latents and history, (slots, token_width) each."""
+
+    def velocity(self) -> Floats:
+        """Return the guided velocity of the last call, (slots, token_width)."""
+
+
+class Backend(Protocol):
+    """Runs the graphs of one bundle."""
+
+    name: str
+
+    def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run a graph other than the denoiser; loads it first where it is not loaded."""
+
+    def release(self, graph: str) -> None:
+        """Give back the memory of a graph; it loads again when it is next run."""
+
+    def denoiser(self) -> Denoiser:
+        """Return a new denoiser with empty arenas. Each engine has its own; the weights are shared."""

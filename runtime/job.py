@@ -1,0 +1,161 @@
+"""A request made definite: every default chosen and every argument checked, before any graph runs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from framert.runtime import guidance, solvers, tasks
+from framert.runtime.arrays import Floats
+from framert.runtime.bundle import Manifest, ModelSpec
+from framert.runtime.errors import ConfigError, ShapeError, TaskError
+from framert.runtime.images import aspect_size, check_size
+from framert.runtime.request import Request
+from framert.runtime.schedule import Schedule
+from framert.runtime.solvers.evaluation import Evaluation
+from framert.runtime.tasks import Composition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Job:
+    """What the engine runs for one request.
+
+    size: (width, height) in pixels. shape: latents of the whole sequence, (frames, channels, h, w).
+    branches: the guidance branches, each with its prompt. settings: everything needed to repeat the request.
+    """
+
+    request: Request
+    composition: Composition
+    size: tuple[int, int]
+    shape: tuple[int, int, int, int]
+    patch: int
+    schedule: Schedule
+    evaluations: tuple[Evaluation, ...]
+    branches: tuple[guidance.Branch, ...]
+    settings: dict[str, Any]
+
+    @property
+    def frames(self) -> int:
+        return self.shape[0]
+
+    @property
+    def height(self) -> int:
+        """Rows of tokens per frame."""
+        return self.shape[2] // self.patch
+
+    @property
+    def width(self) -> int:
+        """Columns of tokens per frame."""
+        return self.shape[3] // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Model tokens of one call: every guidance branch runs every frame."""
+        return len(self.branches) * self.frames * self.height * self.width
+
+    def noise(self) -> Floats:
+        """Return the (frames, channels, h, w) start of the solver: the given noise, or the seed's."""
+        if self.request.noise is not None:
+            return np.asarray(self.request.noise, np.float32).reshape(self.shape)
+        return np.random.default_rng(self.request.seed).standard_normal(self.shape, np.float32)
+
+
+def prepare(request: Request, manifest: Manifest) -> Job:
+    """Check a request against a bundle and fill in the task's own values.
+
+    Raises: TaskError, ConfigError, ImageError or ShapeError, each naming the argument that does not fit.
+    """
+    composition = _compose(request)
+    model = manifest.model
+    frames = len(composition.mask)
+    if frames > model.max_frames:
+        raise TaskError(f"{frames} frames were given; this bundle takes at most {model.max_frames}")
+    size = _size(request, composition, manifest)
+    shape = (frames, model.latent_channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
+    steps = composition.steps if request.steps is None else request.steps
+    scale = composition.guidance if request.guidance is None else request.guidance
+    target_tokens = sum(composition.mask) * (shape[2] // model.patch) * (shape[3] // model.patch)
+    schedule = Schedule.build(manifest.schedule, steps, target_tokens)
+    solver = solvers.find(request.solver)
+    _check_seed(request.seed)
+    _check_noise(request.noise, shape)
+    return Job(
+        request=request,
+        composition=composition,
+        size=size,
+        shape=shape,
+        patch=model.patch,
+        schedule=schedule,
+        evaluations=tuple(solver(schedule.sigmas.tolist())),
+        branches=guidance.classifier_free(composition.prompt, request.negative_prompt, scale),
+        settings={
+            "task": request.task,
+            "prompt": composition.prompt,
+            "negative_prompt": request.negative_prompt,
+            "mask": list(composition.mask),
+            "steps": steps,
+            "guidance": float(scale),
+            "solver": request.solver,
+            "size": list(size),
+            "seed": request.seed,
+            "noise": "given" if request.noise is not None else "seed",
+        },
+    )
+
+
+def _compose(request: Request) -> Composition:
+    if not isinstance(request.negative_prompt, str):
+        raise TaskError(f"negative_prompt is {request.negative_prompt!r}; give a string")
+    if request.task is None:
+        return tasks.compose(
+            prompt=request.prompt,
+            images=request.images,
+            mask=request.mask,
+            cameras=request.cameras,
+            multiview=request.multiview,
+        )
+    if request.mask is not None or request.multiview:
+        raise TaskError(f"task {request.task!r} decides its own frames; use generate() to give mask or multiview")
+    return tasks.plan(
+        request.task,
+        images=request.images,
+        prompt=request.prompt,
+        colors=request.colors,
+        hole=request.hole,
+        captions=request.captions,
+        item=request.item,
+        cameras=request.cameras,
+    )
+
+
+def _size(request: Request, composition: Composition, manifest: Manifest) -> tuple[int, int]:
+    model = manifest.model
+    if request.size is not None:
+        size = check_size(request.size, model.multiple, model.max_side)
+    elif composition.size_rule == "aspect" and composition.images:
+        first = composition.images[0]
+        size = _within(aspect_size(first.width, first.height, manifest.native_side, model.multiple), model)
+    else:
+        size = (manifest.native_side, manifest.native_side)
+    if composition.size_rule == "square" and size[0] != size[1]:
+        raise TaskError(f"size is {size[0]}x{size[1]}; multiview and camera tasks need a square one")
+    return size
+
+
+def _within(size: tuple[int, int], model: ModelSpec) -> tuple[int, int]:
+    return min(size[0], model.max_side), min(size[1], model.max_side)
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed!r}; give a whole number from 0 to 2^63 - 1")
+
+
+def _check_noise(noise: Floats | None, shape: tuple[int, int, int, int]) -> None:
+    if noise is None:
+        return
+    given = np.asarray(noise)
+    if given.shape != shape and not (shape[0] == 1 and given.shape == shape[1:]):
+        raise ShapeError(f"noise has shape {given.shape}; this request needs {shape} (frames, channels, height, width)")
+    if given.dtype.kind != "f" or not np.isfinite(given).all():
+        raise ShapeError("noise must be floating point without NaN or infinity; check where it was made")

@@ -1,0 +1,69 @@
+"""The sequences that share denoiser calls, as one set of tables on the device."""
+
+from collections.abc import Sequence as List
+
+import numpy as np
+
+from framert.runtime import tables
+from framert.runtime.arrays import Floats
+from framert.runtime.backends.base import Denoiser
+from framert.runtime.sequence import Sequence
+
+
+class Pack:
+    """Binds members to the denoiser. Tables are rebuilt only when the members change.
+
+    Args:
+        denoiser: the backend's step.
+        guidance_branches: width of the guidance tables.
+    """
+
+    def __init__(self, denoiser: Denoiser, guidance_branches: int) -> None:
+        self._denoiser = denoiser
+        self._guidance_branches = guidance_branches
+        self._members: tuple[Sequence, ...] = ()
+        self._padding_frames = 0
+
+    def step(self, members: List[Sequence]) -> None:
+        """Run one call for all members and move each to its next evaluation. Raises: what the backend raises."""
+        if tuple(members) != self._members:
+            self._bind(members)
+        row = [member.rows[member.call] for member in members]
+        row.append(np.zeros(self._padding_frames, np.int32))
+        self._denoiser.step(np.concatenate(row), np.concatenate([member.update() for member in members]))
+        for member in members:
+            member.call += 1
+
+    def collect(self) -> None:
+        """Bring the members' latents and histories back from the denoiser, and unbind it."""
+        if self._members:
+            latents, history = self._denoiser.state()
+            for member, part in self._slices():
+                member.latents, member.history = latents[part].copy(), history[part].copy()
+        self._members = ()
+
+    def latents(self, sequence: Sequence) -> Floats:
+        """Return a member's current (slots, token_width) latents."""
+        return self._part(self._denoiser.state()[0], sequence)
+
+    def velocity(self, sequence: Sequence) -> Floats:
+        """Return a member's guided velocity of the last call, (slots, token_width)."""
+        return self._part(self._denoiser.velocity(), sequence)
+
+    def _part(self, values: Floats, sequence: Sequence) -> Floats:
+        return next(values[part] for member, part in self._slices() if member is sequence)
+
+    def _slices(self) -> list[tuple[Sequence, slice]]:
+        ends = np.cumsum([tables.slot_count(member) for member in self._members]).tolist()
+        begins = [0, *ends[:-1]]
+        return [(member, slice(a, b)) for member, a, b in zip(self._members, begins, ends, strict=True)]
+
+    def _bind(self, members: List[Sequence]) -> None:
+        self.collect()
+        tokens = sum(tables.token_count(member) for member in members)
+        built = tables.build(members, guidance_branches=self._guidance_branches, tokens=self._denoiser.padded(tokens))
+        self._padding_frames = built.frames - sum(member.frames * len(member.branches) for member in members)
+        latents = np.concatenate([member.latents for member in members])
+        history = np.concatenate([member.history for member in members])
+        self._denoiser.bind(built, latents, history)
+        self._members = tuple(members)

@@ -1,0 +1,240 @@
+"""``framert.load`` and what it returns: one bundle on one backend, ready to run."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from framert.runtime import backends, velocity
+from framert.runtime.arrays import Array, Floats
+from framert.runtime.backends.base import Backend
+from framert.runtime.bundle import Bundle, Manifest
+from framert.runtime.cameras import Cameras
+from framert.runtime.components import Components
+from framert.runtime.config import EngineConfig
+from framert.runtime.engine import Engine
+from framert.runtime.errors import ConfigError
+from framert.runtime.images import ImageSource
+from framert.runtime.request import Request, StepInfo
+from framert.runtime.result import Result
+from framert.runtime.ticket import Ticket
+
+OnStep = Callable[[StepInfo], None]
+
+
+def load(
+    bundle: str | os.PathLike[str],
+    *,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    check_files: bool = True,
+) -> "Pipeline":
+    """Open a bundle.
+
+    Args:
+        bundle: the folder that ``framert export`` wrote.
+        backend: "onnxruntime". A named backend is used or refused, never replaced by another.
+        threads: threads inside an operator; None is one per physical core.
+        check_files: compare every file with its sha256 in the manifest.
+    Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here.
+    """
+    opened = Bundle.open(bundle, check_files=check_files)
+    return Pipeline(opened, backends.create(backend, opened, threads=threads))
+
+
+class Pipeline:
+    """Runs tasks of one bundle. Usable from several threads: their requests share denoiser calls."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self._bundle = bundle
+        self._backend = backend
+        self._components = Components(bundle, backend)
+        self._engine = self.engine()
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._bundle.manifest
+
+    def engine(self, *, max_tokens: int | None = None) -> Engine:
+        """Return a new engine on this bundle, for many requests at once; weights are shared.
+
+        Args:
+            max_tokens: model tokens per denoiser call; larger requests are refused. None packs up to 8192.
+        """
+        return Engine(self._bundle, self._backend, self._components, EngineConfig(max_tokens=max_tokens))
+
+    def run(
+        self,
+        task: str,
+        *,
+        images: Sequence[ImageSource] = (),
+        prompt: str | Sequence[str] = "",
+        colors: Mapping[str, str] | None = None,
+        hole: ImageSource | None = None,
+        captions: Sequence[str] | None = None,
+        item: str | None = None,
+        cameras: Cameras | None = None,
+        negative_prompt: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        noise: Floats | None = None,
+        solver: str = "euler",
+        count: int = 1,
+        progress: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Any:
+        """Run a task. None means the task's own value (``framert tasks`` lists them).
+
+        Args:
+            task: a name of the task table.
+            images: pictures the task starts from: paths, PIL pictures or arrays.
+            prompt: a caption or instruction; a list makes one result per prompt.
+            colors, hole, captions, item, cameras: what some tasks take besides, see the task table.
+            negative_prompt: what guidance moves away from.
+            steps: intervals of the schedule. guidance: 1 or less is none.
+            size: (width, height) of the result in pixels.
+            seed: of the noise; result i of several uses seed + i, whatever else runs beside it.
+            noise: (frames, channels, h/8, w/8) to use instead of the seed's, for the whole sequence.
+            solver: "euler", "heun" or "dpmpp_2m".
+            count: results to make, of one prompt.
+            progress: show a bar on stderr. on_step: called after every interval of the schedule.
+        Returns: a Result; a list of them for a list of prompts or ``count`` above 1.
+        Raises: TaskError, ConfigError, ImageError or ShapeError for arguments that do not fit; BackendError.
+        """
+        request = Request(
+            task=task,
+            images=tuple(images),
+            colors=colors,
+            hole=hole,
+            captions=captions,
+            item=item,
+            cameras=cameras,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            seed=seed,
+            noise=noise,
+            solver=solver,
+            on_step=on_step,
+        )
+        return self._run(request, prompt, count, progress)
+
+    def generate(
+        self,
+        *,
+        prompt: str | Sequence[str],
+        images: Sequence[ImageSource] = (),
+        mask: Sequence[int] = (1,),
+        cameras: Cameras | None = None,
+        multiview: bool = False,
+        negative_prompt: str = "",
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        noise: Floats | None = None,
+        solver: str = "euler",
+        count: int = 1,
+        progress: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Any:
+        """Run any composition of frames under a raw prompt, task tokens included.
+
+        Args:
+            mask: one entry per frame, 1 to generate it and 0 to give it. With ``cameras`` or ``multiview`` frames
+                alternate picture, rays; ``images`` fill the pictures with mask 0 in order.
+            The others are those of ``run``.
+        Returns, raises: as ``run``.
+        """
+        request = Request(
+            images=tuple(images),
+            mask=tuple(mask),
+            cameras=cameras,
+            multiview=multiview,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            seed=seed,
+            noise=noise,
+            solver=solver,
+            on_step=on_step,
+        )
+        return self._run(request, prompt, count, progress)
+
+    def velocity(self, samples: Floats, timesteps: Floats, text: Floats, text_mask: Array) -> Floats:
+        """Return the transformer's raw output: one denoiser call, for verification.
+
+        Args:
+            samples: (batch, frames, channels, h, w) latents.
+            timesteps: (frames,) noise levels in 0..1000.
+            text: (batch, length, text_width) hidden states. text_mask: (batch, length), 1 where text is.
+        Returns: (batch, frames, channels, h, w) float32.
+        Raises: ShapeError if shapes disagree.
+        """
+        return velocity.velocity(
+            self._backend,
+            self._components,
+            self.manifest,
+            np.asarray(samples, np.float32),
+            np.asarray(timesteps, np.float32),
+            np.asarray(text, np.float32),
+            np.asarray(text_mask),
+        )
+
+    def _run(self, request: Request, prompt: str | Sequence[str], count: int, progress: bool) -> Any:
+        several = not isinstance(prompt, str) or count != 1
+        requests = _expand(request, prompt, count)
+        with _progress(requests, progress) as shown:
+            tickets: list[Ticket] = []
+            try:
+                tickets.extend(self._engine.submit(item) for item in shown)
+                results: list[Result] = [ticket.result() for ticket in tickets]
+            except BaseException:  # an interrupt too: nothing of this call may stay in the engine
+                for ticket in tickets:
+                    ticket.cancel()
+                raise
+        return results if several else results[0]
+
+
+def _expand(request: Request, prompt: str | Sequence[str], count: int) -> list[Request]:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise ConfigError(f"count is {count!r}; give a whole number of at least 1")
+    if isinstance(prompt, str):
+        prompts = [prompt] * count
+    elif count != 1:
+        raise ConfigError(f"count is {count} beside a list of {len(prompt)} prompts; give one of the two")
+    else:
+        prompts = list(prompt)
+    if not prompts:
+        raise ConfigError("the list of prompts is empty; give at least one prompt")
+    return [replace(request, prompt=text, seed=request.seed + index) for index, text in enumerate(prompts)]
+
+
+class _progress:
+    """A bar over the intervals of all requests, fed by their ``on_step``."""
+
+    def __init__(self, requests: list[Request], shown: bool) -> None:
+        self._requests = requests
+        self._bar = tqdm(desc="framert", unit="step", disable=not shown, total=0)
+
+    def __enter__(self) -> list[Request]:
+        return [replace(item, on_step=self._wrap(item.on_step)) for item in self._requests]
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _wrap(self, inner: OnStep | None) -> OnStep:
+        def on_step(info: StepInfo) -> None:
+            self._bar.total = info.steps * len(self._requests)
+            self._bar.update()
+            if inner is not None:
+                inner(info)
+
+        return on_step

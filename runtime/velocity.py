@@ -1,0 +1,72 @@
+"""One raw denoiser call on latents and hidden states given by the caller, for verification."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from framert.runtime import tables
+from framert.runtime.arrays import Array, Floats
+from framert.runtime.backends.base import Backend
+from framert.runtime.bundle import Manifest
+from framert.runtime.components import Components
+from framert.runtime.errors import ShapeError
+from framert.runtime.patches import to_frames, to_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    frames: int
+    height: int
+    width: int
+    branches: tuple[tables.BranchRows, ...]
+
+
+def velocity(
+    backend: Backend,
+    components: Components,
+    manifest: Manifest,
+    samples: Floats,
+    timesteps: Floats,
+    text: Floats,
+    text_mask: Array,
+) -> Floats:
+    """Return the velocity (batch, frames, channels, h, w); see ``Pipeline.velocity``. All samples share one call."""
+    _check(samples, timesteps, text, text_mask, manifest)
+    model = manifest.model
+    batch, frames, _, height, width = samples.shape
+    denoiser = backend.denoiser()
+    denoiser.reserve(text=int(text_mask.astype(bool).sum()), rows=batch * frames)
+    members: list[_Member] = []
+    begin = 0
+    for index in range(batch):
+        hidden = np.ascontiguousarray(text[index][text_mask[index].astype(bool)], np.float32)
+        made = components.condition(hidden, timesteps.tolist(), {})
+        denoiser.write_text(begin, made["text_k"], made["text_v"])
+        denoiser.write_modulation(index * frames, made["modulation"])
+        branch = tables.BranchRows(begin, len(hidden), index * frames, 1.0)
+        members.append(_Member(frames, height // model.patch, width // model.patch, (branch,)))
+        begin += len(hidden)
+    tokens = np.concatenate([to_tokens(sample.astype(np.float32), model.patch) for sample in samples])
+    count = sum(tables.token_count(member) for member in members)
+    packed = tables.build(members, guidance_branches=manifest.guidance_branches, tokens=denoiser.padded(count))
+    denoiser.bind(packed, tokens, np.zeros_like(tokens))
+    row = np.zeros(packed.frames, np.int32)
+    row[: batch * frames] = np.arange(batch * frames)
+    denoiser.step(row, np.zeros((len(tokens), 6), np.float32))
+    parts = np.split(denoiser.velocity(), batch)
+    return np.stack([to_frames(part, model.patch, samples.shape[1:]) for part in parts])
+
+
+def _check(samples: Array, timesteps: Array, text: Array, text_mask: Array, manifest: Manifest) -> None:
+    model = manifest.model
+    if samples.ndim != 5 or samples.shape[2] != model.latent_channels:
+        raise ShapeError(f"samples has shape {samples.shape}; give (batch, frames, {model.latent_channels}, h, w)")
+    batch, frames, _, height, width = samples.shape
+    if height % model.patch or width % model.patch or not samples.size:
+        raise ShapeError(f"samples is {height}x{width}; both must be multiples of {model.patch}, and none empty")
+    if timesteps.shape != (frames,):
+        raise ShapeError(f"timesteps has shape {timesteps.shape}; give one per frame, ({frames},)")
+    if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != model.text_width:
+        raise ShapeError(f"text has shape {text.shape}; give ({batch}, length, {model.text_width})")
+    if text_mask.shape != text.shape[:2]:
+        raise ShapeError(f"text_mask has shape {text_mask.shape}; give {text.shape[:2]}")
