@@ -1,0 +1,94 @@
+"""The package as a whole: who may import whom, what a plain import costs, and what a wheel holds."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import framert
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "diffusers", "transformers", "triton", "tensorrt", "safetensors"}
+# runtime's light dependencies; a backend's own package may be named in its own file
+LIGHT = {"numpy", "PIL", "tokenizers", "tqdm", "framert"}
+
+
+def modules(folder):
+    return sorted(path for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path):
+    """Yield (imported module, whether the import runs when the module is imported)."""
+    tree = ast.parse(path.read_text())
+    at_import = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        yield from ((name, id(node) in at_import) for name in names)
+
+
+@pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_runtime_imports_little_and_never_export(path):
+    command = "cli" in path.relative_to(ROOT / "runtime").parts[0]
+    for name, at_import in imports(path):
+        if name.startswith("framert.export"):
+            assert command, f"{path.name} imports {name}: only the command line may"
+            assert not at_import, f"{path.name} imports {name} at import time"
+        package = name.split(".")[0]
+        if at_import:
+            assert package in LIGHT or package in sys.stdlib_module_names, f"{path.name} imports {name} at import time"
+
+
+@pytest.mark.parametrize("path", modules("kernels"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_import_neither_runtime_nor_export(path):
+    for name, _ in imports(path):
+        if name.startswith("framert.") and not name.startswith("framert.kernels"):
+            assert name.startswith("framert.runtime.errors") or name == "framert.runtime", f"{path.name}: {name}"
+
+
+@pytest.mark.parametrize("path", modules("export"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_export_imports_only_the_contract_of_runtime(path):
+    allowed = ("framert.runtime.bundle", "framert.runtime.errors", "framert.runtime.tokenizer", "framert.runtime.tables")
+    for name, _ in imports(path):
+        if name.startswith("framert.runtime."):
+            assert name.startswith(allowed), f"{path.name} imports {name}"
+
+
+def test_plain_import_is_light():
+    code = f"import sys, framert; print(sorted(set(sys.modules) & {HEAVY | {'PIL', 'tokenizers'}!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_top_level_folders_do_not_shadow_other_packages():
+    """A folder called kernels on sys.path would hide Hugging Face's package of that name from diffusers."""
+    assert not {"export", "runtime", "kernels"} & set(sys.modules)
+
+
+def test_public_names_resolve():
+    for name in framert.__all__:
+        assert getattr(framert, name) is not None
+    with pytest.raises(AttributeError, match="public names"):
+        framert.nothing  # noqa: B018  # the access is the test
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_and_nothing_else(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("framert-*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {"framert/__init__.py", "framert/__main__.py", "framert/py.typed"}
+    for folder in ("export", "kernels", "runtime"):
+        expected |= {f"framert/{path.relative_to(ROOT)}" for path in modules(folder)}
+    assert held == expected
