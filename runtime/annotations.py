@@ -12,7 +12,7 @@ Pixels = NDArray[np.floating[Any]]
 Box = tuple[int, int, int, int]
 
 MIN_BOX_AREA = 0.001  # of the picture; less is noise
-MIN_BOX_COVERAGE = 0.5  # of the fullest row (column): a row (column) with less is not part of the box
+MIN_BOX_COVERAGE = 0.3  # of the fullest row (column): with less, a row (column) is not part of the box
 
 
 def depth(pixels: Pixels) -> NDArray[np.float32]:

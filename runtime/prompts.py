@@ -39,7 +39,7 @@ def boxes(words: Words) -> str:
 def references(words: Words) -> str:
     """``[[faceid]] [[img0]] prompt [[img1]] caption``; an ``<item: thing>`` goes before the first picture."""
     item = f"<item: {words.item.strip()}>" if words.item.strip() else ""
-    pictures = (f"[[img{index}]] {caption}" for index, caption in enumerate((words.prompt, *words.captions)))
+    pictures = (f"[[img{index}]] {caption.strip()}" for index, caption in enumerate((words.prompt, *words.captions)))
     return _join(words.token, item, *pictures)
 
 
