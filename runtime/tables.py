@@ -96,7 +96,7 @@ def build(members: Sequence[Member], *, guidance_branches: int, tokens: int | No
         positions.append(np.zeros((padding, 3), np.int32))
         frame_of.append(np.full(padding, frame, np.int32))
         ranges.append((token, padding))
-        texts.append((0, 0))
+        texts.append((0, 1))  # any text will do; ONNX Runtime's products of empty matrices can crash
         frame += 1
     spans = np.asarray(ranges, np.int32)
     return Tables(

@@ -70,3 +70,5 @@ def _check(samples: Array, timesteps: Array, text: Array, text_mask: Array, mani
         raise ShapeError(f"text has shape {text.shape}; give ({batch}, length, {model.text_width})")
     if text_mask.shape != text.shape[:2]:
         raise ShapeError(f"text_mask has shape {text_mask.shape}; give {text.shape[:2]}")
+    if not text_mask.astype(bool).any(axis=1).all():
+        raise ShapeError("text_mask leaves a sample without any text; even an empty prompt has its end token")
