@@ -11,14 +11,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from framert.runtime.errors import BundleError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+Spec = TypeVar("Spec", bound="ModelSpec | ScheduleSpec | FileSpec | Graph | Manifest")
 GRAPHS = ("text_encoder", "vae_encoder", "conditioner", "denoiser", "vae_decoder")
 
 
@@ -123,13 +124,32 @@ class Manifest:
             for name, graph in data["graphs"].items()
         }
         rest = {key: value for key, value in data.items() if key not in {"model", "schedule", "graphs", "files"}}
-        return cls(
-            model=ModelSpec(**data["model"]),
-            schedule=ScheduleSpec(**data["schedule"]),
-            graphs=graphs,
-            files={name: FileSpec(**spec) for name, spec in data["files"].items()},
-            **rest,
+        return _checked(
+            cls(
+                model=_checked(ModelSpec(**data["model"])),
+                schedule=_checked(ScheduleSpec(**data["schedule"])),
+                graphs={name: _checked(graph) for name, graph in graphs.items()},
+                files={name: _checked(FileSpec(**spec)) for name, spec in data["files"].items()},
+                **rest,
+            )
         )
+
+
+def _checked(spec: Spec) -> Spec:
+    """Return ``spec`` if its numbers and texts are what their fields say. Raises: TypeError that names the field."""
+    for item in fields(spec):
+        value = getattr(spec, item.name)
+        if item.type in (int, float):
+            kinds = (int,) if item.type is int else (int, float)
+            least = 1 if item.type is int and item.name != "size" else 0  # only a file may be empty
+            good = isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
+        elif item.type is str:
+            good = isinstance(value, str)
+        else:
+            good = item.type != Mapping[str, str] or isinstance(value, Mapping)
+        if not good:
+            raise TypeError(f"{item.name} is {value!r}")
+    return spec
 
 
 def _tensors(data: Mapping[str, Any]) -> dict[str, TensorSpec]:
@@ -170,15 +190,15 @@ class Bundle:
 
 def _read_manifest(folder: Path) -> Manifest:
     file = folder / MANIFEST
-    if not folder.exists():
+    if not os.path.lexists(folder):  # unlike Path.exists, says False for a name that no file can have
         raise BundleError(f"no bundle at {folder}; `framert export CHECKPOINT -o {folder}` makes one")
-    if not file.is_file():
+    if not os.path.isfile(file):
         hint = " (a checkpoint? export it first)" if (folder / "model_index.json").exists() else ""
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}{hint}; give a folder made by framert export")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         version = data["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read ({error}); export the checkpoint again") from error
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT

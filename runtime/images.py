@@ -82,8 +82,8 @@ def read_image(source: ImageSource) -> Image.Image:
     if not isinstance(source, str | os.PathLike):
         raise ImageError(f"{type(source).__name__} is not a picture; give a file name, a Pillow image or a numpy array")
     path = Path(source)
-    if not path.is_file():
-        raise ImageError(f"{path} is {'not a file' if path.exists() else 'missing'}; {ACCEPTED}")
+    if not os.path.isfile(path):  # unlike Path.is_file, says False for a name that no file can have
+        raise ImageError(f"{path} is {'not a file' if os.path.lexists(path) else 'missing'}; {ACCEPTED}")
     try:
         image = Image.open(path, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

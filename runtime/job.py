@@ -1,5 +1,6 @@
 """A request made definite: every default chosen and every argument checked, before any graph runs."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ def prepare(request: Request, manifest: Manifest) -> Job:
     target_tokens = sum(composition.mask) * (shape[2] // model.patch) * (shape[3] // model.patch)
     schedule = Schedule.build(manifest.schedule, steps, target_tokens)
     solver = solvers.find(request.solver)
-    _check_seed(request.seed)
+    check_seed(request.seed)
     _check_noise(request.noise, shape)
     return Job(
         request=request,
@@ -93,12 +94,15 @@ def prepare(request: Request, manifest: Manifest) -> Job:
             "prompt": composition.prompt,
             "negative_prompt": request.negative_prompt,
             "mask": list(composition.mask),
-            "steps": steps,
+            "steps": schedule.steps,
             "guidance": float(scale),
             "solver": request.solver,
             "size": list(size),
             "seed": request.seed,
             "noise": "given" if request.noise is not None else "seed",
+            **(
+                {} if composition.cameras is None else {"cameras": json.loads(composition.cameras.to_json())["cameras"]}
+            ),
         },
     )
 
@@ -146,7 +150,8 @@ def _within(size: tuple[int, int], model: ModelSpec) -> tuple[int, int]:
     return min(size[0], model.max_side), min(size[1], model.max_side)
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Raises: ConfigError if ``seed`` is not a whole number that NumPy's generator takes."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; give a whole number from 0 to 2^63 - 1")
 
@@ -154,8 +159,13 @@ def _check_seed(seed: int) -> None:
 def _check_noise(noise: Floats | None, shape: tuple[int, int, int, int]) -> None:
     if noise is None:
         return
-    given = np.asarray(noise)
+    try:
+        given = np.asarray(noise)
+    except ValueError as error:  # lists of different lengths
+        raise ShapeError(f"noise is not an array; this request needs one of shape {shape}") from error
     if given.shape != shape and not (shape[0] == 1 and given.shape == shape[1:]):
         raise ShapeError(f"noise has shape {given.shape}; this request needs {shape} (frames, channels, height, width)")
-    if given.dtype.kind != "f" or not np.isfinite(given).all():
+    if (
+        given.dtype.kind != "f" or not np.less_equal(np.abs(given), np.finfo(np.float32).max).all()
+    ):  # NaN compares false
         raise ShapeError("noise must be floating point without NaN or infinity; check where it was made")

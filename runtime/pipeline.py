@@ -16,8 +16,9 @@ from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components
 from framert.runtime.config import EngineConfig
 from framert.runtime.engine import Engine
-from framert.runtime.errors import ConfigError
+from framert.runtime.errors import ConfigError, TaskError
 from framert.runtime.images import ImageSource
+from framert.runtime.job import check_seed
 from framert.runtime.request import Request, StepInfo
 from framert.runtime.result import Result
 from framert.runtime.ticket import Ticket
@@ -108,7 +109,7 @@ class Pipeline:
         """
         request = Request(
             task=task,
-            images=tuple(images),
+            images=images,
             colors=colors,
             hole=hole,
             captions=captions,
@@ -153,8 +154,8 @@ class Pipeline:
         Returns, raises: as ``run``.
         """
         request = Request(
-            images=tuple(images),
-            mask=tuple(mask),
+            images=images,
+            mask=mask,
             cameras=cameras,
             multiview=multiview,
             negative_prompt=negative_prompt,
@@ -206,8 +207,11 @@ class Pipeline:
 def _expand(request: Request, prompt: str | Sequence[str], count: int) -> list[Request]:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ConfigError(f"count is {count!r}; give a whole number of at least 1")
+    check_seed(request.seed)
     if isinstance(prompt, str):
         prompts = [prompt] * count
+    elif not isinstance(prompt, list | tuple):
+        raise TaskError(f"the prompt is a {type(prompt).__name__}; give a string, or a list of strings")
     elif count != 1:
         raise ConfigError(f"count is {count} beside a list of {len(prompt)} prompts; give one of the two")
     else:

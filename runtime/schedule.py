@@ -34,7 +34,7 @@ class Schedule:
         Raises: ConfigError if ``steps`` is out of range.
         Source: OneDiffusion's pipeline, FlowMatchEulerDiscreteScheduler with dynamic shifting.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= MAX_STEPS:
             raise ConfigError(f"steps is {steps!r}; give a whole number from 1 to {MAX_STEPS}")
         per_token = (spec.max_shift - spec.base_shift) / (spec.max_image_seq_len - spec.base_image_seq_len)
         shift = math.exp(spec.base_shift + per_token * (target_tokens - spec.base_image_seq_len))

@@ -204,7 +204,7 @@ TASKS: Mapping[str, Task] = {row.name: row for row in _ROWS}
 
 def find_task(name: str) -> Task:
     """The row called ``name``. Raises: TaskError that lists the tasks and the closest one."""
-    if name in TASKS:
+    if isinstance(name, str) and name in TASKS:
         return TASKS[name]
     close = difflib.get_close_matches(str(name), TASKS, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "use one of them, or generate() for other frames."

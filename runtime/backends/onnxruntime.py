@@ -10,6 +10,8 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.tables import Tables
 
+MAX_THREADS = 1024  # onnxruntime starts whatever it is told to, and takes the machine down
+
 
 class OnnxRuntimeBackend:
     """Sessions of one bundle's graphs, made when first used.
@@ -29,8 +31,11 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 "backend 'onnxruntime' needs the onnxruntime package; pip install 'framert[cpu]'"
             ) from error
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ConfigError(f"threads is {threads!r}; give a whole number of at least 1, or None for all cores")
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+            raise ConfigError(
+                f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}, or None for all cores"
+            )
         kind = bundle.manifest.target.get("kind")
         if kind != "onnx":
             raise BackendError(f"{bundle.path} is built for {kind!r}; backend 'onnxruntime' runs kind 'onnx'")

@@ -18,6 +18,6 @@ SOLVERS = MappingProxyType({
 
 def find(name: str) -> Solver:
     """Raises: ConfigError for an unknown name."""
-    if name not in SOLVERS:
+    if not isinstance(name, str) or name not in SOLVERS:
         raise ConfigError(f"unknown solver {name!r}; choose one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
