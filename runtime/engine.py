@@ -201,7 +201,7 @@ class Engine:
     def _finish(self, entry: _Entry, state: Sequence) -> None:
         state.latents = self._pack.latents(state)
         self._leave(entry)
-        entry.ticket.resolve(result.finish(state, self._components, time.perf_counter() - entry.submitted))
+        entry.ticket.resolve(result.finish(state, self._components, entry.submitted))
 
     def _leave(self, entry: _Entry) -> None:
         """Take a running request out of the pack and give back its arena rows."""

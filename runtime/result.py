@@ -1,14 +1,17 @@
 """What a request gives back."""
 
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
-from framert.runtime import annotations
+from framert.runtime import annotations, output
 from framert.runtime.arrays import Floats
 from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components, clocked
@@ -41,9 +44,24 @@ class Result:
     timings: Mapping[str, float]
     settings: Mapping[str, Any]
 
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
+        """Write the pictures to ``path`` and what else there is beside them; return the files.
 
-def finish(sequence: Sequence, components: Components, total_seconds: float) -> Result:
-    """Decode a finished sequence. Raises: BackendError if the model produced NaN or infinity."""
+        Args:
+            path: ending in .png, .jpg or .webp; runtime/output.py lists what becomes of it.
+            force: replace files that exist.
+        Raises: OutputError; nothing is written then.
+        """
+        return output.write([self], path, force=force)[0].all
+
+
+def finish(sequence: Sequence, components: Components, submitted: float) -> Result:
+    """Decode a finished sequence.
+
+    Args:
+        submitted: time.perf_counter() when the request came in.
+    Raises: BackendError if the model produced NaN or infinity.
+    """
     job, seconds = sequence.job, sequence.seconds
     latents = sequence.generated(sequence.latents)
     if not np.isfinite(latents).all():
@@ -55,17 +73,17 @@ def finish(sequence: Sequence, components: Components, total_seconds: float) -> 
     pixels = np.stack(pictures) if pictures else np.zeros((0, job.size[1], job.size[0], 3), np.float32)
     with clocked(seconds, "outputs"):
         cameras = Cameras.from_rays(np.stack(rays)) if rays else None
-        output, names = composition.output, composition.colors
+        wanted, names = composition.output, composition.colors
         result = Result(
             images=[to_picture(picture) for picture in pictures],
             pixels=pixels,
             latents=latents,
-            depth=annotations.depth(pixels[0]) if output == "depth" else None,
-            masks=annotations.masks(pixels[0], names) if output == "masks" else None,
-            boxes=annotations.boxes(pixels[0], names) if output == "boxes" else None,
+            depth=annotations.depth(pixels[0]) if wanted == "depth" else None,
+            masks=annotations.masks(pixels[0], names) if wanted == "masks" else None,
+            boxes=annotations.boxes(pixels[0], names) if wanted == "boxes" else None,
             cameras=cameras,
             timings=seconds,
             settings=job.settings,
         )
-    seconds["total"] = total_seconds + seconds["outputs"]
+    seconds["total"] = time.perf_counter() - submitted
     return result
