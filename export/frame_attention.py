@@ -1,15 +1,10 @@
-"""FrameAttention in an ONNX file: the node that is traced, and its local function of standard operators.
+"""FrameAttention's local function: the body, in standard operators, of the node that ``export.traced`` leaves.
 
 ONNX Runtime and OpenVINO run the function; TensorRT with a plugin of this name (attribute plugin_namespace) runs that.
 """
 
 import onnx
-import torch
 from onnx import parser
-from torch import Tensor
-
-DOMAIN = "framert"
-OP = "FrameAttention"
 
 # A loop over sequences: measured faster than padding or masking, and each sequence gets the same bits alone and packed.
 # The query heads that share a key-value head are folded into the rows of one product. q_range must be contiguous, in
@@ -101,28 +96,3 @@ def function(softcap: float) -> onnx.FunctionProto:
     else:
         scale, capped = "Identity (scale)", "capped = Identity (logits)"
     return parser.parse_function(_BODY.replace("LOGIT_SCALE", scale).replace("CAPPED", capped))
-
-
-def traced(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    q_range: Tensor,
-    kv_range: Tensor,
-    text_k: Tensor,
-    text_v: Tensor,
-    text_range: Tensor,
-    gate: Tensor,
-    *,
-    softcap: float,
-    scale: float,
-) -> Tensor:
-    """Stand for ``kernels.frame_attention`` while a graph is traced: becomes one FrameAttention node."""
-    return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{OP}",
-        (query, key, value, q_range, kv_range, text_k, text_v, text_range, gate),
-        attrs={"softcap": softcap, "scale": scale, "plugin_namespace": DOMAIN},
-        dtype=query.dtype,
-        shape=query.shape,
-        version=1,
-    )

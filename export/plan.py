@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from framert.export.frame_attention import traced
+from framert.export import traced
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
 from framert.runtime.bundle import TensorSpec
 
@@ -82,7 +82,7 @@ class Denoiser(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         denoise: Callable[..., tuple[Tensor, Tensor, Tensor]] = self.model.denoise
-        return denoise(*inputs, attention=traced)
+        return denoise(*inputs, attention=traced.frame_attention)
 
 
 def make_text_encoder(config: Mapping[str, Any]) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from framert.export import traced
 from framert.kernels.frame_attention import reference
 from framert.runtime.errors import CheckpointError
 
@@ -105,11 +106,15 @@ class NextDiTConfig:
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Return ``x / sqrt(mean(x^2) + eps)`` over the last axis, without a weight."""
+    if torch.compiler.is_exporting():
+        return traced.rms_norm(x, eps)
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate the pairs (x[2i], x[2i + 1]) of each head. x: (..., heads, head_dim); cosine: (..., head_dim / 2)."""
+    if torch.compiler.is_exporting():
+        return traced.rotate(x, cosine, sine)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = cosine.unsqueeze(-2), sine.unsqueeze(-2)
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
@@ -151,10 +156,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key (normed over concatenated heads, then rotated) and value: (..., heads, head_dim) each."""
-        # One product for the three: the concatenated weight is folded when weights are attached to the graph.
-        weight = torch.cat((self.wq.weight, self.wk.weight, self.wv.weight))
-        sizes = [self.wq.out_features, self.wk.out_features, self.wv.out_features]
-        query, key, value = functional.linear(x, weight).split(sizes, dim=-1)
+        query, key, value = self.wq(x), self.wk(x), self.wv(x)
         heads = (-1, self.head_dim)
         return (
             rotate(self.q_norm(query).unflatten(-1, heads), cosine, sine),
@@ -178,8 +180,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.hidden_size, config.ffn_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = functional.linear(x, torch.cat((self.w1.weight, self.w3.weight))).chunk(2, dim=-1)
-        return self.w2(functional.silu(gate) * up)
+        return self.w2(functional.silu(self.w1(x)) * self.w3(x))
 
 
 class Block(nn.Module):
@@ -356,8 +357,10 @@ class NextDiT(nn.Module):
             four = (per_token(4 * index), per_token(4 * index + 1), per_token(4 * index + 2), per_token(4 * index + 3))
             x = block(x, four, cosine, sine, attend)
         output = self.final_layer(x, per_token(4 * config.depth))
-        velocity = torch.zeros_like(latents)
-        for chosen, weight in zip(guidance_index.unbind(1), guidance_weight.unsqueeze(-1).unbind(1), strict=True):
-            velocity = velocity + output.index_select(0, chosen) * weight  # in this order: the same bits everywhere
-        a, b, c, d, e, f = update.unsqueeze(-1).unbind(1)
+        branches = guidance_weight.shape[1]
+        weights = guidance_weight.chunk(branches, dim=1)
+        velocity = output.index_select(0, guidance_index.select(1, 0)) * weights[0]
+        for branch in range(1, branches):  # in this order: the same bits everywhere
+            velocity = velocity + output.index_select(0, guidance_index.select(1, branch)) * weights[branch]
+        a, b, c, d, e, f = update.chunk(6, dim=1)
         return a * latents + b * velocity + c * history, d * latents + e * velocity + f * history, velocity
