@@ -1,8 +1,8 @@
 """The Blocks world: seeded scenes of coloured solids on a ground plane, ray cast exactly with numpy alone.
 
-Units: the scene is about one unit wide and the camera orbits its origin (z is up) at about 1.6 units, focal length 1.3887
-times the longer picture side. A picture that is not square is the centre crop of the square one. Depth is measured along
-the viewing axis, so a ray direction with unit depth makes the ray parameter the depth itself.
+Units: the scene is about one unit wide and the camera orbits its origin (z is up) at about 1.6 units, focal length
+1.3887 times the longer picture side. A picture that is not square is the centre crop of the square one. Depth is
+measured along the viewing axis, so a ray direction with unit depth makes the ray parameter the depth itself.
 """
 
 from dataclasses import dataclass, replace
@@ -129,7 +129,7 @@ class Rendering:
 
 
 def sample_scene(seed: int, things: int | None = None) -> Scene:
-    """Return the scene of ``seed``: 1 to 3 things side by side as the first camera sees them.
+    """Return the scene of ``seed``: 1 to 3 things side by side, from left to right as the first camera sees them.
 
     ``things`` fixes their number. Colours differ within a scene, so that colour and shape name a thing.
     """
@@ -150,14 +150,14 @@ def sample_scene(seed: int, things: int | None = None) -> Scene:
 
 def _places(random: np.random.Generator, count: int) -> tuple[list[float], list[float]]:
     """Return sideways places and radii of ``count`` things that do not hide each other from the first camera."""
-    low, high = {1: (0.15, 0.24), 2: (0.13, 0.19), 3: (0.11, 0.15)}[count]
+    low, high = {1: (0.18, 0.28), 2: (0.16, 0.23), 3: (0.13, 0.165)}[count]
     while True:
         radii = random.uniform(low, high, count)
-        places = random.uniform(-0.38, 0.38, count)
+        places = random.uniform(-0.39, 0.39, count)
         order = np.argsort(places)
         gaps = np.diff(places[order]) - 1.05 * (radii[order][1:] + radii[order][:-1])
         if (gaps > 0).all():
-            return list(places), list(radii)
+            return list(places[order]), list(radii[order])
 
 
 def sample_views(scene: Scene, count: int, seed: int) -> list[View]:

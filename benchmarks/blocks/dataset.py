@@ -1,0 +1,61 @@
+"""The training set of Blocks: scenes rendered once into a memory-mapped file of 8-bit pictures, kept outside git."""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from frames import MAX_THINGS, VIEWS, scene_frames
+from numpy.typing import NDArray
+from world import FIRST_TRAINING_SEED
+
+FRAME_NAMES = (
+    "picture", *(f"view{index}" for index in range(1, VIEWS)), "depth", "canny", "hed", "pose", "semantic", "boxes",
+    "blur", "hole", "edited", *(f"reference{index}" for index in range(MAX_THINGS)),
+)  # fmt: skip
+CHUNK = 50  # scenes a worker renders at a time
+
+
+def render_scene(seed: int, side: int) -> NDArray[np.uint8]:
+    """Return (len(FRAME_NAMES), side, side, 3) pictures of a scene; references it has no thing for are black."""
+    pictures = scene_frames(seed, side).pictures
+    stack = np.zeros((len(FRAME_NAMES), side, side, 3), np.uint8)
+    for index, name in enumerate(FRAME_NAMES):
+        if name in pictures:
+            stack[index] = np.round(pictures[name] * 255)
+    return stack
+
+
+def _render_chunk(path: Path, start: int, stop: int, side: int) -> int:
+    data = np.load(path, mmap_mode="r+")
+    for index in range(start, stop):
+        data[index] = render_scene(FIRST_TRAINING_SEED + index, side)
+    data.flush()
+    return stop - start
+
+
+def open_pictures(cache: Path, scenes: int, side: int, workers: int) -> NDArray[np.uint8]:
+    """Return (scenes, frames, side, side, 3) pictures, rendering them into ``cache`` where they are not there yet.
+
+    Scene i has seed FIRST_TRAINING_SEED + i. A render that was interrupted leaves a ``.part`` file and starts over.
+    """
+    path = cache / f"pictures-{side}px-{scenes}.npy"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        shape = (scenes, len(FRAME_NAMES), side, side, 3)
+        with open(part, "wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_2_0(file, header)
+            file.truncate(file.tell() + int(np.prod(shape)))
+        done = 0
+        with ProcessPoolExecutor(workers) as pool:
+            starts = range(0, scenes, CHUNK)
+            jobs = [pool.submit(_render_chunk, part, at, min(at + CHUNK, scenes), side) for at in starts]
+            for job in jobs:
+                done += job.result()
+                print(f"rendered {done} of {scenes} scenes", file=sys.stderr, end="\r")
+        os.replace(part, path)
+        print(file=sys.stderr)
+    return np.load(path, mmap_mode="r")

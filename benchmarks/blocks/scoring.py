@@ -1,0 +1,100 @@
+"""How one result of a bundle is judged against the scene it was asked for."""
+
+import numpy as np
+from frames import SceneFrames
+from numpy.typing import NDArray
+from world import COLOURS, GROUNDS, SKY, Float
+
+Mask = NDArray[np.bool_]
+
+SHADES = (0.45, 1.15)  # how dark and how bright the world's light makes a colour
+PRESENT = 0.015  # share of the picture from which on a colour counts as shown; the smallest things cover 3 %
+
+
+def decibels(picture: Float, truth: Float, where: Mask | None = None) -> float:
+    """Return the PSNR in dB of pictures (h, w, 3) in 0..1, over the pixels ``where`` (h, w) if given."""
+    error = (np.asarray(picture, np.float64) - truth) ** 2
+    return float(-10 * np.log10(max(error.mean() if where is None else error[where].mean(), 1e-10)))
+
+
+def colour_classes(picture: Float) -> NDArray[np.int64]:
+    """Return for each pixel (h, w) the index in COLOURS of its colour in any shade; len(COLOURS) is the background."""
+    palette = np.array([*COLOURS.values(), *GROUNDS.values(), *SKY], np.float32)
+    scale = np.clip((picture @ palette.T) / (palette**2).sum(1), *SHADES)
+    distance = ((picture[..., None, :] - scale[..., None] * palette) ** 2).sum(-1)
+    return np.minimum(distance.argmin(-1), len(COLOURS))
+
+
+def colour_share(picture: Float, colour: str, where: Mask | None = None) -> float:
+    """Return the share of pixels, of those ``where`` if given, that show ``colour``."""
+    shown = colour_classes(picture) == list(COLOURS).index(colour)
+    return float(shown.mean() if where is None else shown[where].mean())
+
+
+def colours_shown(picture: Float, frames: SceneFrames) -> dict[str, float]:
+    """Return the share of the scene's colours that the picture shows anywhere."""
+    shares = [colour_share(picture, thing.colour) >= PRESENT for thing in frames.story.scene.things]
+    return {"colours": float(np.mean(shares))}
+
+
+def colours_in_place(picture: Float, frames: SceneFrames) -> dict[str, float]:
+    """Return the share of visible things whose own pixels mostly show their colour."""
+    right = []
+    for index, thing in enumerate(frames.story.scene.things):
+        where = frames.rendering.thing == index
+        if where.any():
+            right.append(colour_share(picture, thing.colour, where) >= 0.5)
+    return {"colours": float(np.mean(right)), "psnr": decibels(picture, frames.pictures["picture"])}
+
+
+def edit_score(picture: Float, frames: SceneFrames) -> dict[str, float]:
+    """Return whether the edit happened: the new colour fills the thing, or the removed thing's colour is gone."""
+    edit = frames.story.edit
+    assert edit.before is not None
+    index = frames.story.scene.things.index(edit.before)
+    where = frames.rendering.thing == index
+    if edit.after is None:
+        done = colour_share(picture, edit.before.colour, where) <= 0.2
+    else:
+        done = colour_share(picture, edit.after.colour, where) >= 0.5
+    truth = frames.pictures["edited"]
+    return {
+        "success": float(done),
+        "psnr": decibels(picture, truth),
+        "background_psnr": decibels(picture, truth, ~where),
+    }
+
+
+def overlap(first: Mask, second: Mask) -> float:
+    """Return the intersection over union of two masks; 1 if both are empty."""
+    union = (first | second).sum()
+    return float((first & second).sum() / union) if union else 1.0
+
+
+def box_mask(box: tuple[int, int, int, int] | None, shape: tuple[int, ...]) -> Mask:
+    """Return the (h, w) mask of (left, top, right, bottom), empty for None."""
+    mask = np.zeros(shape[:2], bool)
+    if box is not None:
+        mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+
+
+def line_agreement(picture: Float, truth: Float) -> dict[str, float]:
+    """Return the F1 of bright pixels within one pixel of each other, and the PSNR, of line drawings."""
+    drawn, wanted = picture.max(-1) > 0.4, truth.max(-1) > 0.4
+    precision = (drawn & _grown(wanted)).sum() / max(drawn.sum(), 1)
+    recall = (wanted & _grown(drawn)).sum() / max(wanted.sum(), 1)
+    score = 2 * precision * recall / max(precision + recall, 1e-9)
+    return {"f1": float(score), "psnr": decibels(picture, truth)}
+
+
+def rotation_degrees(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Return the angle between two rotations (3, 3) in degrees."""
+    cosine = (np.trace(first.T @ second) - 1) / 2
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def _grown(mask: Mask) -> Mask:
+    padded = np.pad(mask, 1)
+    height, width = mask.shape
+    return np.any([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)

@@ -1,0 +1,128 @@
+"""Train Blocks, the small OneDiffusion-architecture checkpoint that comes with framert.
+
+    python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part vae|transformer|all] [--minutes M]
+
+Resumes from the output folder: parts already there are continued. Optimizer state and rendered pictures live in
+--cache.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from autoencoder import build_autoencoder, save_autoencoder, train_autoencoder
+from batches import BatchMaker, encode_all
+from dataset import open_pictures
+from diffusers import AutoencoderKL
+from transformer import Blocks, Trainer, train_transformer, transformer_config
+from wordpieces import load_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Sizes of one training run; minutes are wall clock on the machine the preset is named after."""
+
+    side: int
+    scenes: int
+    vae_channels: tuple[int, ...]
+    vae_batch: int
+    vae_minutes: float
+    hidden: int
+    depth: int
+    heads: int
+    kv_heads: int
+    patch: int
+    tokens_per_step: int
+    rate: float
+    minutes: float
+
+
+PRESETS = {
+    "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20, hidden=288,
+                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=6144, rate=1.5e-3, minutes=90),
+    "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3, hidden=384,
+                  depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, minutes=20),
+}  # fmt: skip
+
+
+def report(line: str) -> None:
+    """Print progress on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
+    parser.add_argument("--part", choices=("vae", "transformer", "all"), default="all")
+    parser.add_argument("--minutes", type=float, help="wall clock of the part (of the transformer with --part all)")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/framert/blocks").expanduser())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
+    parser.add_argument("--compile", action="store_true", help="compile the training step; pays on a GPU")
+    given = parser.parse_args()
+    if given.minutes is not None and given.minutes <= 0:
+        parser.error(f"--minutes must be above 0, got {given.minutes}")
+    return given
+
+
+def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
+    """Train or continue the autoencoder in ``vae/``."""
+    folder = given.output / "vae"
+    resumed = (folder / "config.json").exists()
+    vae = (
+        AutoencoderKL.from_pretrained(folder).float()
+        if resumed
+        else build_autoencoder(preset.vae_channels, preset.side)
+    )
+    pictures = open_pictures(given.cache, preset.scenes, preset.side, workers=torch.get_num_threads())
+    train_autoencoder(
+        vae, pictures, minutes=given.minutes if given.part == "vae" and given.minutes else preset.vae_minutes,
+        batch=preset.vae_batch, rate=4e-4 if resumed else 1e-3, seed=given.seed + resumed, device=device, report=report,
+        save=lambda: save_autoencoder(vae, folder),
+    )  # fmt: skip
+
+
+def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> None:
+    """Train or continue the transformer and the text encoder on latents of the trained autoencoder."""
+    if not (given.output / "vae" / "config.json").exists():
+        sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
+    folder = given.output / "tokenizer"
+    tokenizer = load_tokenizer(folder) if (folder / "spiece.model").exists() else train_tokenizer(folder)
+    vae = AutoencoderKL.from_pretrained(given.output / "vae").float().eval().to(device)
+    pictures = open_pictures(given.cache, preset.scenes, preset.side, workers=torch.get_num_threads())
+    latents = encode_all(vae, pictures, given.cache, device)
+    report(f"latents {latents.shape}")
+    config = transformer_config(preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side)
+    torch.manual_seed(given.seed)
+    model, average = (Blocks(config, tokenizer.get_piece_size()).to(device) for _ in range(2))
+    if (given.output / "transformer" / "config.json").exists():
+        model.load(given.output)
+    average.load_state_dict(model.state_dict())
+    trainer = Trainer(model, average, given.cache / "transformer-state.pt", preset.rate)
+    report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters")
+    maker = BatchMaker(latents, preset.tokens_per_step, preset.patch, given.seed + trainer.step)
+    train_transformer(
+        trainer, maker, tokenizer, minutes=given.minutes or preset.minutes, device=device, compiled=given.compile,
+        report=report, output=given.output,
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Train the asked parts in order."""
+    given = arguments()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    preset = PRESETS[given.preset]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if given.part in ("vae", "all"):
+        run_autoencoder(given, preset, device)
+    if given.part in ("transformer", "all"):
+        run_transformer(given, preset, device)
+
+
+if __name__ == "__main__":
+    main()
