@@ -24,9 +24,10 @@ SIDES = {
 
 
 def step_table(results: Path) -> str:
-    """Return the table of the last run of bench_step.py, one for each case."""
+    """Return the tables of the last run of bench_step.py, one for each case; nothing when it never ran."""
     name = "step_cpu"
-    rows = latest(read(results / f"{name}.csv"), name)
+    file = results / f"{name}.csv"
+    rows = latest(read(file), name) if file.exists() else []
     return "\n\n".join(
         _step_case([row for row in rows if row.case == case]) for case in dict.fromkeys(r.case for r in rows)
     )
@@ -66,7 +67,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {"step": step_table}
 def rewritten(text: str, results: Path) -> str:
     """Return ``text`` with every block made anew.
 
-    Raises: ConfigError if a marker is unknown or has no partner, or the rows of a block are missing.
+    Raises: ConfigError if a marker is unknown or has no partner, or a file of rows is damaged.
     """
     names = re.findall(r"<!-- (/?)bench:([\w-]+) -->", text)
     for (opening, name), (closing, partner) in zip(names[::2], [*names[1::2], ("", "nothing")], strict=False):
@@ -75,8 +76,8 @@ def rewritten(text: str, results: Path) -> str:
         if name not in BLOCKS:
             raise ConfigError(f"README.md has a block {name!r}; known are {', '.join(BLOCKS)}")
     return re.sub(
-        r"(<!-- bench:([\w-]+) -->\n).*?(<!-- /bench:\2 -->)",
-        lambda found: f"{found[1]}{BLOCKS[found[2]](results)}\n{found[3]}",
+        r"(<!-- bench:([\w-]+) -->)\n.*?(<!-- /bench:\2 -->)",
+        lambda found: "\n".join(part for part in (found[1], BLOCKS[found[2]](results), found[3]) if part),
         text,
         flags=re.DOTALL,
     )

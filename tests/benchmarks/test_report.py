@@ -81,8 +81,16 @@ def test_markers_that_make_no_block_are_refused(report: ModuleType, project: Pat
     assert report.main(["--check"], project) == 2
 
 
-def test_missing_rows_are_refused(report: ModuleType, project: Path) -> None:
+def test_figures_without_rows_are_noticed(report: ModuleType, project: Path) -> None:
     (project / RESULTS / "step_cpu.csv").unlink()
+    assert report.main(["--check"], project) == 1
+    assert report.main([], project) == 0
+    assert "<!-- bench:step -->\n<!-- /bench:step -->\n" in (project / "README.md").read_text(encoding="utf-8")
+    assert report.main(["--check"], project) == 0
+
+
+def test_damaged_rows_are_refused(report: ModuleType, project: Path) -> None:
+    (project / RESULTS / "step_cpu.csv").write_text("bench,impl\nstep_cpu,framert\n", encoding="utf-8")
     assert report.main(["--check"], project) == 2
 
 
