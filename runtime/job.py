@@ -100,11 +100,15 @@ def prepare(request: Request, manifest: Manifest) -> Job:
             "size": list(size),
             "seed": request.seed,
             "noise": "given" if request.noise is not None else "seed",
-            **(
-                {} if composition.cameras is None else {"cameras": json.loads(composition.cameras.to_json())["cameras"]}
-            ),
+            **_camera_settings(composition),
         },
     )
+
+
+def _camera_settings(composition: Composition) -> dict[str, Any]:
+    if composition.cameras is None:
+        return {}
+    return {"cameras": json.loads(composition.cameras.to_json())["cameras"]}
 
 
 def _compose(request: Request) -> Composition:
@@ -165,7 +169,6 @@ def _check_noise(noise: Floats | None, shape: tuple[int, int, int, int]) -> None
         raise ShapeError(f"noise is not an array; this request needs one of shape {shape}") from error
     if given.shape != shape and not (shape[0] == 1 and given.shape == shape[1:]):
         raise ShapeError(f"noise has shape {given.shape}; this request needs {shape} (frames, channels, height, width)")
-    if (
-        given.dtype.kind != "f" or not np.less_equal(np.abs(given), np.finfo(np.float32).max).all()
-    ):  # NaN compares false
+    # float64 values beyond float32 are as infinite as infinity; NaN compares false
+    if given.dtype.kind != "f" or not (np.abs(given) <= np.finfo(np.float32).max).all():
         raise ShapeError("noise must be floating point without NaN or infinity; check where it was made")

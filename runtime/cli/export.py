@@ -1,0 +1,40 @@
+"""``framert export``: checkpoint to bundle."""
+
+import argparse
+
+from framert.runtime.cli.lazy import export_module
+
+NAME = "export"
+SUMMARY = "make a bundle of a checkpoint"
+DESCRIPTION = """Make a bundle of a checkpoint: a folder of ONNX graphs, tokenizer and manifest that runs without torch.
+It appears whole or not at all. Needs the extra framert[export]."""
+EPILOG = """examples:
+  framert export models/blocks -o blocks.bundle
+  framert export lehduong/OneDiffusion -o onediffusion.bundle
+  framert export my_checkpoint -o my.bundle --native-side 256 --force"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder of safetensors, or a Hugging Face hub id")
+    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="the folder to make")
+    parser.add_argument(
+        "--native-side",
+        type=int,
+        metavar="N",
+        help="side in pixels of the pictures the model was trained on (default: the checkpoint's, or 512)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace a bundle that exists")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    pipeline = export_module("pipeline", NAME)
+    path = pipeline.export(
+        arguments.checkpoint,
+        arguments.output,
+        native_side=arguments.native_side,
+        force=arguments.force,
+        progress=not arguments.quiet,
+    )
+    print(path)
+    return 0

@@ -1,0 +1,187 @@
+"""``framert run``: one task of one bundle, into files."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from framert.runtime import output
+from framert.runtime.bundle import Bundle
+from framert.runtime.cameras import DEFAULT_FOCAL, Cameras
+from framert.runtime.cli import values
+from framert.runtime.errors import ConfigError
+from framert.runtime.job import prepare
+from framert.runtime.pipeline import load
+from framert.runtime.request import Request
+from framert.runtime.result import Result
+from framert.runtime.solvers import SOLVERS
+from framert.runtime.task_table import find_task
+
+NAME = "run"
+SUMMARY = "run a task and write what it makes"
+DESCRIPTION = """Run a task of a bundle. What is left out has the task's own value; framert tasks lists them.
+
+Several pictures become out-0.png, out-1.png; depth is also written as out.npy, masks as out-NAME.png, boxes and
+cameras as out.json. The names of the files are printed. Pictures hold the settings and the seed in their metadata
+(the text "framert" of a PNG)."""
+EPILOG = """examples:
+  framert run blocks.bundle text_to_image --prompt "a red cube and a blue sphere" --seed 3 -o cube.png
+  framert run blocks.bundle image_to_depth --image cube.png -o depth.png
+  framert run blocks.bundle edit --image cube.png --prompt "make the red cube green" -o green.png
+  framert run blocks.bundle image_to_semantic --image cube.png --color "red cube=cyan" -o masks.png
+  framert run blocks.bundle inpaint --image cube.png --hole hole.png -o filled.png
+  framert run blocks.bundle image_to_multiview --image cube.png \\
+      --azimuth 0,20,40 --elevation 20 --distance 3 -o views.png
+  framert run blocks.bundle camera_pose --image views-0.png --image views-1.png -o cameras.json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder that framert export made")
+    parser.add_argument("task", metavar="TASK", help="a name that framert tasks lists")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="where to write: .png, .jpg or .webp (.json for cameras)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
+    what = parser.add_argument_group("what to make")
+    what.add_argument("--prompt", default="", metavar="TEXT", help="a caption or an instruction")
+    what.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance moves away from")
+    what.add_argument("--image", action="append", default=[], metavar="FILE", help="a given picture (repeatable)")
+    what.add_argument(
+        "--color",
+        action="append",
+        type=values.color,
+        metavar="NAME=COLOUR",
+        help="colour of a thing in masks and boxes, such as 'red cube=cyan' (repeatable)",
+    )
+    what.add_argument("--caption", action="append", metavar="TEXT", help="of a given picture, in order (repeatable)")
+    what.add_argument("--item", metavar="TEXT", help="what the given picture shows, such as 'red cube'")
+    what.add_argument("--hole", metavar="FILE", help="a mask of the image's size, white where to fill")
+    camera = parser.add_argument_group("cameras, one number per view or one for all; those of given pictures first")
+    camera.add_argument("--azimuth", type=values.numbers, metavar="A,B,..", help="degrees around the vertical axis")
+    camera.add_argument("--elevation", type=values.numbers, metavar="A,B,..", help="degrees above the ground")
+    camera.add_argument("--distance", type=values.numbers, metavar="A,B,..", help="from the middle of the scene")
+    camera.add_argument(
+        "--focal", type=float, metavar="NUMBER", help=f"focal length in image sides (default {DEFAULT_FOCAL})"
+    )
+    how = parser.add_argument_group("how to make it")
+    how.add_argument("--size", type=values.size, metavar="WIDTHxHEIGHT", help="of the pictures, in pixels")
+    how.add_argument("--steps", type=int, metavar="N", help="intervals of the schedule")
+    how.add_argument("--guidance", type=float, metavar="NUMBER", help="strength of the prompt; 1 or less is none")
+    how.add_argument("--solver", default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)} (default euler)")
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    how.add_argument("--count", type=int, default=1, metavar="N", help="results to make, with seeds SEED, SEED + 1, ..")
+    how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
+    how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print files, settings, timings and results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    find_task(arguments.task)
+    keywords: dict[str, Any] = {
+        "images": arguments.image,
+        "colors": _colors(arguments.color),
+        "hole": arguments.hole,
+        "captions": arguments.caption,
+        "item": arguments.item,
+        "cameras": _cameras(arguments),
+        "negative_prompt": arguments.negative_prompt,
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "size": arguments.size,
+        "seed": arguments.seed,
+        "solver": arguments.solver,
+    }
+    _check(arguments, keywords)
+    pipe = load(arguments.bundle, backend=arguments.backend, threads=arguments.threads)
+    made = pipe.run(
+        arguments.task,
+        prompt=arguments.prompt,
+        count=arguments.count,
+        progress=not arguments.quiet,
+        **keywords,
+    )
+    results = made if isinstance(made, list) else [made]
+    files = output.write(results, arguments.output, force=arguments.force, extra=_origin(arguments))
+    if not arguments.quiet:
+        _summarize(results)
+    if arguments.json:
+        print(json.dumps(_report(results, files), indent=1))
+    else:
+        for item in files:
+            for file in item.all:
+                print(file)
+    return 0
+
+
+def _check(arguments: argparse.Namespace, keywords: dict[str, Any]) -> None:
+    """Refuse a bad call before anything is loaded or computed."""
+    if arguments.count < 1:
+        raise ConfigError(f"count is {arguments.count}; give a whole number of at least 1")
+    manifest = Bundle.open(arguments.bundle, check_files=False).manifest
+    job = prepare(Request(task=arguments.task, prompt=arguments.prompt, **keywords), manifest)
+    contents = output.Contents.of_composition(job.composition)
+    output.check(output.plan(arguments.output, [contents] * arguments.count), force=arguments.force)
+
+
+def _colors(pairs: list[tuple[str, str]] | None) -> dict[str, str] | None:
+    colors = dict(pairs or ())
+    if len(colors) < len(pairs or ()):
+        names = [thing for thing, _ in pairs or ()]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"--color names {twice!r} twice; give each thing one colour")
+    return colors or None
+
+
+def _cameras(arguments: argparse.Namespace) -> Cameras | None:
+    given = {name: getattr(arguments, name) for name in ("azimuth", "elevation", "distance")}
+    missing = [f"--{name}" for name, numbers in given.items() if numbers is None]
+    if len(missing) == len(given) and arguments.focal is None:
+        return None
+    if missing:
+        raise ConfigError(f"cameras lack {' and '.join(missing)}; give --azimuth, --elevation and --distance")
+    views = max(len(numbers) for numbers in given.values())
+    azimuths, elevations, distances = (numbers * views if len(numbers) == 1 else numbers for numbers in given.values())
+    focal = DEFAULT_FOCAL if arguments.focal is None else arguments.focal
+    return Cameras.orbit(azimuths, elevations, distances, focal)
+
+
+def _origin(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the runtime's own settings do not know: where pictures and weights came from."""
+    origin: dict[str, Any] = {"bundle": Path(arguments.bundle).resolve().name}
+    if arguments.image:
+        origin["images"] = [Path(image).name for image in arguments.image]
+    if arguments.hole:
+        origin["hole"] = Path(arguments.hole).name
+    return origin
+
+
+def _summarize(results: list[Result]) -> None:
+    settings = results[0].settings
+    width, height = settings["size"]
+    spent = {name: sum(result.timings.get(name, 0.0) for result in results) for name in results[0].timings}
+    total = max(result.timings["total"] for result in results)
+    slowest = sorted((name for name in spent if name != "total"), key=lambda name: -spent[name])[:3]
+    parts = ", ".join(f"{name} {spent[name]:.1f}" for name in slowest)
+    last = settings["seed"] + len(results) - 1
+    seeds = f"seed {settings['seed']}" if len(results) == 1 else f"seeds {settings['seed']} to {last}"
+    print(
+        f"{settings['task']} {width}x{height}, {settings['steps']} steps of {settings['solver']}, "
+        f"guidance {settings['guidance']:g}, {seeds}: {total:.1f} s ({parts})",
+        file=sys.stderr,
+    )
+
+
+def _report(results: list[Result], files: list[output.Targets]) -> dict[str, Any]:
+    return {
+        "results": [
+            {
+                "files": [str(file) for file in item.all],
+                **output.describe(result),
+                "settings": dict(result.settings),
+                "timings": {name: round(seconds, 4) for name, seconds in result.timings.items()},
+            }
+            for result, item in zip(results, files, strict=True)
+        ]
+    }

@@ -1,0 +1,7 @@
+"""``python -m framert``."""
+
+import sys
+
+from framert.runtime.cli import main
+
+sys.exit(main())
