@@ -1,0 +1,157 @@
+"""Run every task of a bundle on held-out Blocks scenes and show inputs, outputs and ground truth side by side.
+
+    python benchmarks/blocks/gallery.py BUNDLE -o demo
+
+Writes demo/index.html with demo/images, and demo/gallery.png, one contact sheet. Nothing is picked: scenes are seeded.
+"""
+
+import argparse
+import html
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evaluate import TASKS, cameras_of, case_of, picture_of
+from frames import SceneFrames, caption, scene_frames
+from PIL import Image, ImageDraw
+from sheet import Card, Shown, contact_sheet
+from tqdm import tqdm
+
+import framert
+
+FIRST_SCENE = 0  # held out: training uses seeds from 1,000,000 on
+TRUTHS = {"deblur": ("picture",), "inpaint": ("picture",), "edit": ("edited",), "identity": ("picture",),
+          "subject": ("picture",), "image_to_multiview": ("view1",), "text_to_multiview": ("picture", "view1"),
+          "text_to_image": ()}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What every task of the gallery is run with; None is the task's own."""
+
+    scenes: int
+    steps: int | None
+    seed: int
+    solver: str
+
+
+def cards(pipe: framert.Pipeline, options: Options) -> list[Card]:
+    """Run every task on ``options.scenes`` scenes, one after another, with a bar on stderr."""
+    side = pipe.manifest.native_side
+    scenes = [scene_frames(FIRST_SCENE + index, side) for index in range(options.scenes)]
+    runs = [(task, index, frames) for task in TASKS for index, frames in enumerate(scenes)]
+    shown = []
+    for task, index, frames in (bar := tqdm(runs, unit="picture")):
+        bar.set_description(f"{task:20}")
+        request = case_of(task, frames).request
+        begin = time.perf_counter()
+        result = pipe.run(task, seed=options.seed + index, steps=options.steps, solver=options.solver, **request)
+        shown.append(_card(task, frames, request, result, time.perf_counter() - begin))
+    return shown
+
+
+def _card(task: str, frames: SceneFrames, request: dict[str, Any], result: framert.Result, seconds: float) -> Card:
+    pictures = [Shown("given", image) for image in request.get("images", [])]
+    if "hole" in request:
+        pictures = [Shown("given", picture_of(frames.pictures["hole"]))]
+    pictures += [Shown("made", image) for image in result.images]
+    pictures += [Shown("truth", picture_of(frames.pictures[name])) for name in _truths(task)]
+    if result.cameras is not None:
+        pictures.append(Shown("cameras", _camera_plot(result.cameras, cameras_of(frames, len(result.cameras)))))
+    return Card(task=task, prompt=_words(request, frames, task), seconds=seconds, pictures=tuple(pictures))
+
+
+def _truths(task: str) -> tuple[str, ...]:
+    if task in TRUTHS:
+        return TRUTHS[task]
+    if task.startswith("image_to_"):
+        return (task.removeprefix("image_to_"),)
+    return ("picture",) if task.endswith("_to_image") else ()
+
+
+def _words(request: dict[str, Any], frames: SceneFrames, task: str) -> str:
+    """What the caller said: the prompt, or the legend of the colours asked for."""
+    legend = ", ".join(f"{thing}: {colour}" for thing, colour in request.get("colors", {}).items())
+    if task == "camera_pose":
+        return "where the second camera stands: red made, green truth"
+    return request.get("prompt") or legend or f"({caption(frames.story.scene)})"
+
+
+def _camera_plot(made: framert.Cameras, truth: framert.Cameras, side: int = 192) -> Image.Image:
+    """Draw camera positions and viewing directions from above, relative to the first camera."""
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    for cameras, colour in ((truth.relative(), "green"), (made.relative(), "red")):
+        for matrix in cameras.camera_to_world:
+            centre = matrix[[0, 2], 3]
+            ahead = centre + 0.5 * matrix[[0, 2], 2]
+            x0, y0, x1, y1 = (side * (np.concatenate((centre, ahead)) * [1, -1, 1, -1] / 4 + [0.5, 0.7] * 2)).tolist()
+            draw.line((x0, y0, x1, y1), fill=colour, width=3)
+            draw.ellipse((x0 - 5, y0 - 5, x0 + 5, y0 + 5), outline=colour, width=3)
+    return image
+
+
+def write_page(shown: list[Card], folder: Path, bundle: Path) -> None:
+    """Write index.html and the pictures it shows."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    blocks = []
+    for number, card in enumerate(shown):
+        figures = []
+        for place, picture in enumerate(card.pictures):
+            name = f"{number:02}-{card.task}-{place}.png"
+            picture.image.save(images / name)
+            figures.append(f'<figure><img src="images/{name}"><figcaption>{picture.label}</figcaption></figure>')
+        blocks.append(
+            f"<section><h2>{card.task} <small>{card.seconds:.1f} s</small></h2>"
+            f"<p>{html.escape(card.prompt)}</p>{''.join(figures)}</section>"
+        )
+    page = (
+        "<!doctype html><meta charset=utf-8><title>framert: every task</title><style>"
+        "body{font:15px/1.4 system-ui,sans-serif;margin:2em;background:#fafafa;color:#222}"
+        "section{display:inline-block;vertical-align:top;background:#fff;border:1px solid #ddd;border-radius:8px;"
+        "padding:.6em 1em;margin:.4em}h2{font-size:1.05em;margin:.2em 0}small{color:#888;font-weight:normal}"
+        "p{margin:.2em 0 .6em;max-width:36em;color:#555}figure{display:inline-block;margin:0 .4em 0 0}"
+        "img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px}figcaption{color:#888}</style>"
+        f"<h1>Every task of {html.escape(bundle.name)}</h1><p>Held-out scenes, nothing picked: given, made, truth. "
+        f"framert {framert.__version__}, {sum(card.seconds for card in shown):.0f} s in all.</p>{''.join(blocks)}"
+    )
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write into")
+    parser.add_argument("--scenes", type=int, default=2, help="scenes per task")
+    parser.add_argument("--steps", type=int, default=30, help="solver steps")
+    parser.add_argument("--solver", default="euler")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int)
+    given = parser.parse_args()
+    if given.scenes < 1:
+        parser.error(f"--scenes is {given.scenes}; give at least 1")
+    return given
+
+
+def main() -> int:
+    given = arguments()
+    options = Options(scenes=given.scenes, steps=given.steps, seed=given.seed, solver=given.solver)
+    try:
+        shown = cards(framert.load(given.bundle, threads=given.threads), options)
+    except framert.FramertError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    assert "torch" not in sys.modules, "running a bundle must not import torch"
+    given.output.mkdir(parents=True, exist_ok=True)
+    write_page(shown, given.output, given.bundle)
+    contact_sheet(shown).save(given.output / "gallery.png")
+    print(f"{given.output / 'index.html'}\n{given.output / 'gallery.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

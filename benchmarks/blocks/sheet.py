@@ -1,0 +1,88 @@
+"""A contact sheet: cards of labelled pictures, laid out in rows like words on a page."""
+
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+PICTURE = 96  # pixels, the side a picture is shown at
+GAP = 8
+WIDTH = 1400
+LINE = 16
+HEAD = 3 * LINE + GAP  # title and two lines of prompt
+INK, GREY, LINE_COLOUR = "#222222", "#777777", "#dddddd"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture and what it is: given, made, truth."""
+
+    label: str
+    image: Image.Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One task on one scene."""
+
+    task: str
+    prompt: str
+    seconds: float
+    pictures: tuple[Shown, ...]
+
+    @property
+    def width(self) -> int:
+        return max(3, len(self.pictures)) * (PICTURE + GAP) + GAP
+
+
+HEIGHT = HEAD + PICTURE + LINE + 2 * GAP
+
+
+def contact_sheet(cards: list[Card]) -> Image.Image:
+    """Return all cards on one picture of WIDTH pixels."""
+    places: list[tuple[int, int]] = []
+    x = y = GAP
+    for card in cards:
+        if x + card.width + GAP > WIDTH:
+            x, y = GAP, y + HEIGHT + GAP
+        places.append((x, y))
+        x += card.width + GAP
+    sheet = Image.new("RGB", (WIDTH, y + HEIGHT + GAP), "#fafafa")
+    for card, place in zip(cards, places, strict=True):
+        sheet.paste(draw_card(card), place)
+    return sheet
+
+
+def draw_card(card: Card) -> Image.Image:
+    """Return one card, (HEIGHT, card.width) pixels."""
+    image = Image.new("RGB", (card.width, HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 0, card.width - 1, HEIGHT - 1), outline=LINE_COLOUR)
+    bold, small = ImageFont.load_default(13), ImageFont.load_default(11)
+    draw.text((GAP, GAP // 2), card.task, fill=INK, font=bold)
+    seconds = f"{card.seconds:.1f} s"
+    draw.text((card.width - GAP - draw.textlength(seconds, font=small), GAP // 2 + 1), seconds, fill=GREY, font=small)
+    for number, line in enumerate(_wrapped(draw, card.prompt, small, card.width - 2 * GAP)[:2]):
+        draw.text((GAP, LINE * (number + 1) + GAP // 2), line, fill=GREY, font=small)
+    for number, shown in enumerate(card.pictures):
+        left = GAP + number * (PICTURE + GAP)
+        image.paste(_square(shown.image), (left, HEAD))
+        draw.text((left, HEAD + PICTURE + 2), shown.label, fill=GREY, font=small)
+    return image
+
+
+def _square(image: Image.Image) -> Image.Image:
+    scale = PICTURE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    smooth = Image.Resampling.NEAREST if scale > 1 and PICTURE % image.width == 0 else Image.Resampling.BICUBIC
+    return image.convert("RGB").resize(size, smooth)
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) > width and lines[-1]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
