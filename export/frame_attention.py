@@ -8,7 +8,8 @@ from onnx import parser
 
 # A loop over sequences: measured faster than padding or masking, and each sequence gets the same bits alone and packed.
 # The query heads that share a key-value head are folded into the rows of one product. q_range must be contiguous, in
-# order and cover all tokens.
+# order and cover all tokens. The reshapes to a shape that is already there keep ONNX Runtime from fusing the transposes
+# before them into the products: fused, a sequence without tokens or text divides by zero.
 _BODY = """
 <domain: "framert", opset_import: ["" : 23]>
 FrameAttention <softcap, scale, plugin_namespace>
@@ -29,8 +30,7 @@ FrameAttention <softcap, scale, plugin_namespace>
     folded = Concat <axis = 0> (kv_heads, minus, width)
     scalar = Constant <value_ints = [-1, 1]> ()
     head_gate = Reshape (gate, scalar)
-    own_query = Mul (query, logit_scale)
-    text_query = Mul (query, scale)
+    own_key = Mul (key, logit_scale)
     ranges = Concat <axis = 1> (q_range, kv_range, text_range)
     ranges_64 = Cast <to = 7> (ranges)
     sequences = Shape <start = 0, end = 1> (q_range)
@@ -47,34 +47,42 @@ FrameAttention <softcap, scale, plugin_namespace>
         k1 = Add (k0, kn)
         t1 = Add (t0, tn)
         q_split = Concat <axis = 0> (kv_heads, group, qn, width)
+        q = Slice (query, q0, q1, zero)
 
-        oq = Slice (own_query, q0, q1, zero)
-        oq_heads = Reshape (oq, repeated)
-        oq_turned = Transpose <perm = [1, 2, 0, 3]> (oq_heads)
-        oq_rows = Reshape (oq_turned, folded)
-        k = Slice (key, k0, k1, zero)
+        repeat = Reshape (q, repeated)
+        repeat_turned = Transpose <perm = [1, 2, 0, 3]> (repeat)
+        rows = Reshape (repeat_turned, folded)
+        k = Slice (own_key, k0, k1, zero)
         k_turned = Transpose <perm = [1, 2, 0]> (k)
+        k_shape = Concat <axis = 0> (kv_heads, width, kn)
+        k_kept = Reshape <allowzero = 1> (k_turned, k_shape)
         v = Slice (value, k0, k1, zero)
         v_turned = Transpose <perm = [1, 0, 2]> (v)
-        logits = MatMul (oq_rows, k_turned)
+        v_shape = Concat <axis = 0> (kv_heads, kn, width)
+        v_kept = Reshape <allowzero = 1> (v_turned, v_shape)
+        logits = MatMul (rows, k_kept)
         CAPPED
         weights = Softmax <axis = -1> (capped)
-        own = MatMul (weights, v_turned)
+        own = MatMul (weights, v_kept)
         own_split = Reshape <allowzero = 1> (own, q_split)
         own_turned = Transpose <perm = [2, 0, 1, 3]> (own_split)
         own_out = Reshape (own_turned, packed)
 
-        tq = Slice (text_query, q0, q1, zero)
-        tq_heads = Reshape (tq, tiled)
-        tq_turned = Transpose <perm = [2, 1, 0, 3]> (tq_heads)
-        tq_rows = Reshape (tq_turned, folded)
+        tile = Reshape (q, tiled)
+        tile_turned = Transpose <perm = [2, 1, 0, 3]> (tile)
+        text_rows = Reshape (tile_turned, folded)
         tk = Slice (text_k, t0, t1, zero)
-        tk_turned = Transpose <perm = [1, 2, 0]> (tk)
+        tk_scaled = Mul (tk, scale)
+        tk_turned = Transpose <perm = [1, 2, 0]> (tk_scaled)
+        tk_shape = Concat <axis = 0> (kv_heads, width, tn)
+        tk_kept = Reshape <allowzero = 1> (tk_turned, tk_shape)
         tv = Slice (text_v, t0, t1, zero)
         tv_turned = Transpose <perm = [1, 0, 2]> (tv)
-        text_logits = MatMul (tq_rows, tk_turned)
+        tv_shape = Concat <axis = 0> (kv_heads, tn, width)
+        tv_kept = Reshape <allowzero = 1> (tv_turned, tv_shape)
+        text_logits = MatMul (text_rows, tk_kept)
         text_weights = Softmax <axis = -1> (text_logits)
-        text = MatMul (text_weights, tv_turned)
+        text = MatMul (text_weights, tv_kept)
         text_split = Reshape <allowzero = 1> (text, q_split)
         text_turned = Transpose <perm = [2, 1, 0, 3]> (text_split)
         text_out = Reshape (text_turned, packed)

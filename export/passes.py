@@ -56,6 +56,8 @@ def fold_weights(graph: ir.Graph, parameters: list[ir.Value], weights: Mapping[s
         sources = [source for value in inputs if (source := known.get(value) or value.const_value) is not None]
         if len(sources) == len(inputs):
             known[node.outputs[0]] = fold(node, sources)
+            stem = next(value.name for value in inputs if value in known)
+            node.outputs[0].name = f"{stem}_{node.op_type.lower()}"
     needed: dict[str, Weight] = {}
     for node in list(graph):
         if node.outputs[0] in known:

@@ -34,8 +34,9 @@ def frame_attention(
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """Return x over its root mean square; see ``models.nextdit.rms_norm``."""
     ones = torch.ones(x.shape[-1], dtype=x.dtype)
-    attributes: dict[str, int | float] = {"axis": -1, "epsilon": eps}
-    return torch.onnx.ops.symbolic("RMSNormalization", (x, ones), attrs=attributes, dtype=x.dtype, shape=x.shape)
+    return torch.onnx.ops.symbolic(
+        "RMSNormalization", (x, ones), attrs={"axis": -1, "epsilon": eps}, dtype=x.dtype, shape=x.shape
+    )
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -48,4 +49,4 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         dtype=x.dtype,
         shape=flat.shape,
     )
-    return turned.squeeze(0).unflatten(-1, x.shape[-2:])
+    return turned.reshape(x.shape)

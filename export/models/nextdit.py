@@ -115,7 +115,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate the pairs (x[2i], x[2i + 1]) of each head. x: (..., heads, head_dim); cosine: (..., head_dim / 2)."""
     if torch.compiler.is_exporting():
         return traced.rotate(x, cosine, sine)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x[..., 0::2], x[..., 1::2]
     cosine, sine = cosine.unsqueeze(-2), sine.unsqueeze(-2)
     return torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), dim=-1).flatten(-2)
 
@@ -297,11 +297,16 @@ class NextDiT(nn.Module):
 
     def rotary(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosine and sine, (..., head_dim / 2) each, of positions (..., 3): frame, row, column."""
-        per_axis = self.config.head_dim // 6
-        exponent = torch.arange(per_axis, dtype=torch.float32, device=position.device) * (6 / self.config.head_dim)
-        frequency = ROTARY_BASE**-exponent
-        angle = (position.unsqueeze(-1).to(torch.float32) * frequency).flatten(-2).to(self.x_embedder.weight.dtype)
-        return angle.cos(), angle.sin()
+        config, dtype = self.config, self.x_embedder.weight.dtype
+        # A small table per axis: exact, and a token's values do not depend on its place in the pack, as those of a
+        # vectorised cosine do.
+        places = torch.arange(max(config.rotary_max_length, config.rotary_max_length_t), device=position.device)
+        exact = torch.promote_types(dtype, torch.float32)
+        exponent = torch.arange(config.head_dim // 6, device=position.device).to(exact) * (6 / config.head_dim)
+        angle = places.unsqueeze(-1).to(exact) * ROTARY_BASE**-exponent
+        index = position.long()
+        cosine, sine = (functional.embedding(index, table.to(dtype)) for table in (angle.cos(), angle.sin()))
+        return cosine.flatten(-2), sine.flatten(-2)
 
     def denoise(
         self,

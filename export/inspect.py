@@ -1,0 +1,80 @@
+"""What a bundle holds, for people and for scripts."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from framert.runtime.bundle import Bundle, TensorSpec
+
+
+def describe(bundle: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the checked contents of a bundle: graphs, sizes, precision, limits, errors measured, origin.
+
+    Raises: BundleError if it is missing, damaged or of another format.
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    model = manifest.to_json()["model"]
+    graphs = {
+        name: {
+            "precision": graph.precision,
+            "bytes": sum(manifest.files[file].size for file in graph.files),
+            "files": list(graph.files),
+            "inputs": {tensor: _signature(spec) for tensor, spec in graph.inputs.items()},
+            "outputs": {tensor: _signature(spec) for tensor, spec in graph.outputs.items()},
+        }
+        for name, graph in manifest.graphs.items()
+    }
+    return {
+        "path": str(opened.path),
+        "format": manifest.format,
+        "family": manifest.family,
+        "target": dict(manifest.target),
+        "bytes": sum(file.size for file in manifest.files.values()),
+        "graphs": graphs,
+        "model": model,
+        "limits": {
+            "native_side": manifest.native_side,
+            "size_multiple": manifest.model.multiple,
+            "max_side": manifest.model.max_side,
+            "max_frames": manifest.model.max_frames,
+            "prompt_tokens": manifest.prompt_tokens,
+            "guidance_branches": manifest.guidance_branches,
+        },
+        "verified": dict(manifest.verified),
+        "provenance": dict(manifest.provenance),
+    }
+
+
+def render(description: Mapping[str, Any]) -> str:
+    """Return a description as text for a terminal."""
+    limits, model, origin = description["limits"], description["model"], description["provenance"]
+    target = ", ".join(description["target"].values())
+    lines = [
+        f"{description['path']}: {description['family']} for {target}, {_size(description['bytes'])}, "
+        f"format {description['format']}",
+        f"  transformer    {model['depth']} layers, {model['hidden_size']} wide, {model['heads']} heads on "
+        f"{model['kv_heads']}, softcap {model['softcap']:g}",
+        f"  pictures       best near {limits['native_side']} pixels; sides are multiples of {limits['size_multiple']} "
+        f"up to {limits['max_side']}; up to {limits['max_frames']} frames",
+        f"  prompts        {limits['prompt_tokens']} tokens",
+        f"  made from      {origin.get('checkpoint', 'unknown')}, {origin.get('date', 'date unknown')}, "
+        f"framert {origin.get('framert', 'unknown')}",
+    ]
+    measured = description["verified"].get("graphs", {})
+    for name, graph in description["graphs"].items():
+        errors = measured.get(name, {}).get("errors")
+        error = f"error {max(errors.values()):.1e}" if errors else "not verified"
+        lines.append(f"  {name:14} {graph['precision']:8} {_size(graph['bytes']):>9}  {error}")
+    return "\n".join(lines)
+
+
+def _signature(spec: TensorSpec) -> str:
+    return f"{spec.dtype}[{', '.join(str(side) for side in spec.shape)}]"
+
+
+def _size(count: int) -> str:
+    value, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.3g} {units[0]}"
