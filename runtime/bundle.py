@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from framert.runtime.errors import BundleError
 
@@ -145,8 +145,11 @@ def _checked(spec: Spec) -> Spec:
             good = isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
         elif item.type is str:
             good = isinstance(value, str)
+        elif get_origin(item.type) is Mapping:
+            texts = value.values() if item.type == Mapping[str, str] and isinstance(value, Mapping) else ()
+            good = isinstance(value, Mapping) and all(isinstance(text, str) for text in texts)
         else:
-            good = item.type != Mapping[str, str] or isinstance(value, Mapping)
+            good = True
         if not good:
             raise TypeError(f"{item.name} is {value!r}")
     return spec

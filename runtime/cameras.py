@@ -37,7 +37,7 @@ class Cameras:
     residual: Array | None = None
 
     def __post_init__(self) -> None:
-        pose = np.array(self.camera_to_world, dtype=np.float64)
+        pose = _numbers("camera_to_world", self.camera_to_world)
         if pose.ndim != 3 or pose.shape[1:] != (4, 4) or not len(pose):
             raise TaskError(f"camera_to_world has shape {pose.shape}; it is (views, 4, 4) with at least one view")
         shapes = {"focal": (len(pose), 2), "principal": (len(pose), 2), "residual": (len(pose),)}
@@ -46,7 +46,7 @@ class Cameras:
             value = getattr(self, name)
             if value is None and name == "residual":
                 continue
-            arrays[name] = np.array(value, dtype=np.float64)
+            arrays[name] = _numbers(name, value)
             if arrays[name].shape != shape:
                 raise TaskError(f"{name} has shape {arrays[name].shape}; {len(pose)} cameras need {shape}")
         for name, value in arrays.items():
@@ -229,6 +229,13 @@ class Cameras:
                 '{"cameras": [{"camera_to_world": 4x4, "focal": [x, y], "principal": [x, y]}, ...]}'
             ) from error
         return cls(pose, focal, principal, None if None in residual else np.array(residual, np.float64))
+
+
+def _numbers(name: str, value: ArrayLike) -> Array:
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"{name} must be numbers ({error})") from error
 
 
 def _look_at_origin(azimuth: float, elevation: float, distance: float) -> Array:

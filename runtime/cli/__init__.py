@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from PIL import Image
 from tqdm import tqdm
 
 from framert.runtime.cli.parser import parse
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", PromptTruncatedWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused
             code: int = parsed.command(parsed)
             sys.stdout.flush()
             return code

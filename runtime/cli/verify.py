@@ -24,5 +24,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     module = export_module("verify", NAME)
     report = module.verify(arguments.bundle, arguments.checkpoint, progress=not arguments.quiet)
-    print(json.dumps(report, indent=1) if arguments.json else module.render(report))
+    print(json.dumps(report, indent=1) if arguments.json else module.table(report))
     return 0 if report["passed"] else 1

@@ -211,7 +211,7 @@ def test_export_passes_its_options_on(call, monkeypatch):
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
 def test_verify_exits_1_beyond_the_budget(call, monkeypatch, passed, code):
     report = {"passed": passed, "graphs": {}}
-    export_with(monkeypatch, verify=lambda bundle, checkpoint, progress: report, render=lambda report: "a table")
+    export_with(monkeypatch, verify=lambda bundle, checkpoint, progress: report, table=lambda report: "a table")
     assert call("verify", "m.bundle", "model") == (code, "a table\n", "")
     got, out, _ = call("verify", "m.bundle", "model", "--json")
     assert (got, json.loads(out)) == (code, report)
