@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import framert
 from framert.runtime import output
 from framert.runtime.cameras import Cameras
 from framert.runtime.composition import Composition
@@ -50,7 +51,7 @@ def test_one_picture_is_exact_and_says_how_to_repeat_it(tmp_path):
     with Image.open(tmp_path / "out.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(result.images[0]))
         settings = json.loads(picture.text["framert"])
-    assert settings.pop("framert") == "0.1.0"
+    assert settings.pop("framert") == framert.__version__
     assert settings == {**SETTINGS, "seed": 7}
 
 
