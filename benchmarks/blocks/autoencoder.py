@@ -14,6 +14,7 @@ from torch import Tensor
 KL_WEIGHT = 5e-5  # of the mean KL per latent element; beside an L1 of about 0.02
 EDGE_WEIGHT = 0.5
 SQUARE_WEIGHT = 2.0
+VARIED_FRAMES = FRAME_NAMES.index("reference0") + 1  # further references are alike, and black where there is no thing
 HELD_OUT_SEEDS = range(900_000, 900_012)
 
 
@@ -31,7 +32,7 @@ def build_autoencoder(channels: tuple[int, ...], side: int) -> AutoencoderKL:
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     """Return pictures (n, h, w, 3) as a channels-last (n, 3, h, w) tensor in -1..1."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
     return tensor.float().div(127.5).sub(1)
 
 
@@ -47,7 +48,7 @@ def train_autoencoder(
     report: Callable[[str], None],
     save: Callable[[], None],
 ) -> float:
-    """Train ``vae`` on pictures (scenes, frames, h, w, 3), set its scaling factor and return the held-out PSNR in dB."""
+    """Train ``vae`` on pictures (scenes, frames, h, w, 3), set its scaling factor and return its held-out dB."""
     vae.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     random = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -57,7 +58,7 @@ def train_autoencoder(
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * share)))
         scenes = random.integers(len(pictures), size=batch)
-        names = random.integers(len(FRAME_NAMES), size=batch)
+        names = random.integers(VARIED_FRAMES, size=batch)
         target = to_tensor(np.stack([pictures[scene, name] for scene, name in zip(scenes, names, strict=True)]))
         loss, error = autoencoder_loss(vae, target.to(device))
         loss.backward()
@@ -119,6 +120,11 @@ def held_out_decibels(vae: AutoencoderKL, side: int, device: str) -> float:
     target = to_tensor(pictures).to(device)
     output = vae.decoder(vae.encoder(target).chunk(2, 1)[0]).clamp(-1, 1)
     return float(-10 * torch.log10(((output - target) ** 2).mean() / 4))
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """Return the autoencoder of a folder in fp32."""
+    return AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).float()
 
 
 def save_autoencoder(vae: AutoencoderKL, folder: Path) -> None:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from autoencoder import build_autoencoder, save_autoencoder, train_autoencoder
+from autoencoder import build_autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
 from batches import BatchMaker, encode_all
 from dataset import open_pictures
-from diffusers import AutoencoderKL
 from transformer import Blocks, Trainer, train_transformer, transformer_config
 from wordpieces import load_tokenizer, train_tokenizer
 
@@ -41,7 +40,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20, hidden=288,
-                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=6144, rate=1.5e-3, minutes=90),
+                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3, minutes=90),
     "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3, hidden=384,
                   depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, minutes=20),
 }  # fmt: skip
@@ -73,15 +72,11 @@ def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> N
     """Train or continue the autoencoder in ``vae/``."""
     folder = given.output / "vae"
     resumed = (folder / "config.json").exists()
-    vae = (
-        AutoencoderKL.from_pretrained(folder).float()
-        if resumed
-        else build_autoencoder(preset.vae_channels, preset.side)
-    )
+    vae = load_autoencoder(folder) if resumed else build_autoencoder(preset.vae_channels, preset.side)
     pictures = open_pictures(given.cache, preset.scenes, preset.side, workers=torch.get_num_threads())
     train_autoencoder(
         vae, pictures, minutes=given.minutes if given.part == "vae" and given.minutes else preset.vae_minutes,
-        batch=preset.vae_batch, rate=4e-4 if resumed else 1e-3, seed=given.seed + resumed, device=device, report=report,
+        batch=preset.vae_batch, rate=6e-4 if resumed else 1e-3, seed=given.seed + resumed, device=device, report=report,
         save=lambda: save_autoencoder(vae, folder),
     )  # fmt: skip
 
@@ -92,7 +87,7 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
     folder = given.output / "tokenizer"
     tokenizer = load_tokenizer(folder) if (folder / "spiece.model").exists() else train_tokenizer(folder)
-    vae = AutoencoderKL.from_pretrained(given.output / "vae").float().eval().to(device)
+    vae = load_autoencoder(given.output / "vae").eval().to(device)
     pictures = open_pictures(given.cache, preset.scenes, preset.side, workers=torch.get_num_threads())
     latents = encode_all(vae, pictures, given.cache, device)
     report(f"latents {latents.shape}")
