@@ -1,6 +1,7 @@
 """Solver rows against their textbook forms and on an ODE with a known solution."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -49,9 +50,9 @@ def test_convergence_order(name):
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
 def test_heun_matches_textbook_form(steps):
-    sigmas = np.linspace(1, 1 / steps, steps).tolist() + [0.0]
+    sigmas = [*np.linspace(1, 1 / steps, steps).tolist(), 0.0]
     x = exact = np.array([0.3, -1.2, 2.0])
-    for now, after in zip(sigmas, sigmas[1:], strict=False):
+    for now, after in pairwise(sigmas):
         v = gaussian_velocity(exact, now)
         predicted = exact + (after - now) * v
         if after:
@@ -63,10 +64,10 @@ def test_heun_matches_textbook_form(steps):
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
 def test_dpmpp_2m_matches_textbook_form(steps):
     """In the data-prediction form of the paper: x' = sigma'/sigma x - alpha' (e^-h - 1) D."""
-    sigmas = np.linspace(1, 1 / steps, steps).tolist() + [0.0]
+    sigmas = [*np.linspace(1, 1 / steps, steps).tolist(), 0.0]
     x = exact = np.array([0.3, -1.2, 2.0])
     data_before = None
-    for index, (now, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for index, (now, after) in enumerate(pairwise(sigmas)):
         data = exact - now * gaussian_velocity(exact, now)
         estimate = data
         if index and sigmas[index - 1] != 1.0 and after:
@@ -82,7 +83,7 @@ def test_dpmpp_2m_matches_textbook_form(steps):
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_interval_completes_once_and_in_order(name, steps):
-    sigmas = np.linspace(1, 1 / steps, steps).tolist() + [0.0]
+    sigmas = [*np.linspace(1, 1 / steps, steps).tolist(), 0.0]
     calls = SOLVERS[name](sigmas)
     assert [call.interval for call in calls if call.interval is not None] == list(range(steps))
     assert len(calls) == (2 * steps - 1 if name == "heun" else steps)
