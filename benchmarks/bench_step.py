@@ -8,6 +8,7 @@ timed in turn. Rows go to benchmarks/results/step_cpu.csv; benchmarks/README.md 
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -63,7 +64,8 @@ class Case:
     guidance: float = 4.0
 
     def __str__(self) -> str:
-        return f"{self.depth}x{self.width}h{self.heads} {self.frames}x{self.side**2} tokens guided"
+        model = f"{self.depth} layers {self.width} wide of {self.heads} heads"
+        return f"{model}; {self.frames} frames of {self.side**2} tokens; guidance"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -274,6 +276,8 @@ def main() -> int:
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    if (load := os.getloadavg()[0]) > 1:
+        log(f"warning: the load average is {load:.1f}; other programs are running, and the times will be theirs too")
     try:
         environment = Environment.capture(ROOT, threads=options.threads, record=not options.dry_run)
         rows = measure(case, kinds, environment, options.rounds, log)

@@ -49,9 +49,8 @@ def _step_case(rows: list[Row]) -> str:
             f"{f'{ratio.p50:.2f}x faster' if ratio else ''} | {f'{error.p50:.1g}' if error else ''} |"
         )
     first = rows[0]
-    case = first.case.replace("x", " x ", 1)
     return "\n".join(lines) + (
-        f"\n\nRandom model, {case}; {first.threads} threads of {first.device}; {first.n} alternating rounds, ratios "
+        f"\n\nRandom model, {first.case}; {first.threads} threads of {first.device}; {first.n} alternating rounds, ratios "
         f"round by round; torch {first.torch}, onnxruntime {first.onnxruntime}; commit {first.commit}, "
         f"{first.date[:10]}."
     )
