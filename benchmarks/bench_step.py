@@ -276,7 +276,7 @@ def main() -> int:
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    if (load := os.getloadavg()[0]) > 1:
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > 1:
         log(f"warning: the load average is {load:.1f}; other programs are running, and the times will be theirs too")
     try:
         environment = Environment.capture(ROOT, threads=options.threads, record=not options.dry_run)

@@ -18,7 +18,7 @@ SIDES = {
     "framert": "**framert**, ONNX Runtime, fp32",
     "eager": "published algorithm, PyTorch eager, fp32",
     "eager-sdpa": "the same with SDPA and no softcap (another model, which flatters it)",
-    "compiled": "the same under torch.compile, fp32",
+    "compiled": "published algorithm under torch.compile, fp32",
     "eager-bf16": "published algorithm, PyTorch eager, bf16",
 }
 
@@ -36,7 +36,7 @@ def step_table(results: Path) -> str:
 def _step_case(rows: list[Row]) -> str:
     by_key = {(row.impl, row.metric): row for row in rows}
     lines = [
-        "| one denoiser step | median | 20 % to 80 % | framert is | velocity differs by |",
+        "| one denoiser step | median | 20 % to 80 % | framert's speed against it | velocity differs by |",
         "|---|---|---|---|---|",
     ]
     for side, words in SIDES.items():
@@ -46,12 +46,12 @@ def _step_case(rows: list[Row]) -> str:
         ratio, error = by_key.get((f"framert/{side}", "rate_ratio")), by_key.get((side, "velocity_error"))
         lines.append(
             f"| {words} | {_milliseconds(step.p50)} ms | {_milliseconds(step.p20)} to {_milliseconds(step.p80)} | "
-            f"{f'{ratio.p50:.2f}x faster' if ratio else ''} | {f'{error.p50:.1g}' if error else ''} |"
+            f"{f'{ratio.p50:.2f}x' if ratio else ''} | {f'{error.p50:.1g}' if error else ''} |"
         )
     first = rows[0]
     return "\n".join(lines) + (
-        f"\n\nRandom model, {first.case}; {first.threads} threads of {first.device}; {first.n} alternating rounds, ratios "
-        f"round by round; torch {first.torch}, onnxruntime {first.onnxruntime}; commit {first.commit}, "
+        f"\n\nRandom model, {first.case}; {first.threads} threads of {first.device}; {first.n} alternating rounds, "
+        f"ratios round by round; torch {first.torch}, onnxruntime {first.onnxruntime}; commit {first.commit}, "
         f"{first.date[:10]}."
     )
 

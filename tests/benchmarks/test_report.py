@@ -49,7 +49,7 @@ def test_blocks_are_rewritten_and_checked(report: ModuleType, project: Path) -> 
     assert report.main([], project) == 0
     text = (project / "README.md").read_text(encoding="utf-8")
     assert "| **framert**, ONNX Runtime, fp32 | 401 ms | 390 to 420 |  | 2e-06 |" in text
-    assert "| 1400 ms | 1300 to 1500 | 3.46x faster |" in text
+    assert "| 1400 ms | 1300 to 1500 | 3.46x |" in text
     assert "900 ms" not in text
     assert "15 alternating rounds" in text
     assert "old" not in text
