@@ -1,10 +1,11 @@
-"""Write the README's figures from the rows of benchmarks/results, so that neither can say what the other does not.
+"""Write README's tables from what they are about: benchmark rows, the task table, the bundled model's scores.
 
 python benchmarks/report.py            rewrite the blocks between <!-- bench:NAME --> and <!-- /bench:NAME -->
 python benchmarks/report.py --check    change nothing; exit 1 if a block differs from its rows
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +13,12 @@ from pathlib import Path
 
 from framert.runtime.bench.rows import RESULTS, Row, latest, read
 from framert.runtime.errors import ConfigError, FramertError
+from framert.runtime.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks" / "blocks"))  # its files are scripts beside each other
+from floors import format_table  # noqa: E402  # found there
+
 SIDES = {
     "framert": "**framert**, ONNX Runtime, fp32",
     "eager": "published algorithm, PyTorch eager, fp32",
@@ -23,10 +28,10 @@ SIDES = {
 }
 
 
-def step_table(results: Path) -> str:
+def step_table(root: Path) -> str:
     """Return the tables of the last run of bench_step.py, one for each case; nothing when it never ran."""
     name = "step_cpu"
-    file = results / f"{name}.csv"
+    file = root / RESULTS / f"{name}.csv"
     rows = latest(read(file), name) if file.exists() else []
     return "\n\n".join(
         _step_case([row for row in rows if row.case == case]) for case in dict.fromkeys(r.case for r in rows)
@@ -60,10 +65,29 @@ def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f}"
 
 
-BLOCKS: Mapping[str, Callable[[Path], str]] = {"step": step_table}
+def task_table(root: Path) -> str:
+    """Return the runtime's task table."""
+    lines = ["| task | makes | pictures given | also takes | steps, guidance |", "|---|---|---|---|---|"]
+    for task in TASKS.values():
+        fewest, most = task.images
+        count = "none" if most == 0 else f"{fewest}" if fewest == most else f"{fewest} to {most or 'any number'}"
+        extras = [*task.needs, *(f"({name})" for name in task.takes)]
+        lines.append(
+            f"| `{task.name}` | {task.summary} | {count} | {', '.join(extras)} | {task.steps}, {task.guidance:g} |"
+        )
+    return "\n".join(lines)
 
 
-def rewritten(text: str, results: Path) -> str:
+def blocks_table(root: Path) -> str:
+    """Return the bundled model's scores beside their floors; nothing while there are none."""
+    file = root / "models" / "blocks" / "scores.json"
+    return format_table(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else ""
+
+
+BLOCKS: Mapping[str, Callable[[Path], str]] = {"step": step_table, "tasks": task_table, "blocks": blocks_table}
+
+
+def rewritten(text: str, root: Path) -> str:
     """Return ``text`` with every block made anew.
 
     Raises: ConfigError if a marker is unknown or has no partner, or a file of rows is damaged.
@@ -76,7 +100,7 @@ def rewritten(text: str, results: Path) -> str:
             raise ConfigError(f"README.md has a block {name!r}; known are {', '.join(BLOCKS)}")
     return re.sub(
         r"(<!-- bench:([\w-]+) -->)\n.*?(<!-- /bench:\2 -->)",
-        lambda found: "\n".join(part for part in (found[1], BLOCKS[found[2]](results), found[3]) if part),
+        lambda found: "\n".join(part for part in (found[1], BLOCKS[found[2]](root), found[3]) if part),
         text,
         flags=re.DOTALL,
     )
@@ -89,7 +113,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     readme = root / "README.md"
     try:
         text = readme.read_text(encoding="utf-8")
-        new = rewritten(text, root / RESULTS)
+        new = rewritten(text, root)
     except (FramertError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """Score every task of a bundle on held-out Blocks scenes, through framert's public interface alone.
 
-    python benchmarks/blocks/evaluate.py BUNDLE --scenes 200 --seed 0 --steps 30 [--json FILE] [--tasks NAME ...]
+    python benchmarks/blocks/evaluate.py BUNDLE --scenes 200 --seed 0 --steps 30 [--json [FILE]] [--tasks NAME ...]
 
 The table goes to stdout, progress to stderr. A floor that is not met is reported and is no error (exit code 0).
 """
@@ -16,6 +16,7 @@ from typing import Any
 import maps
 import numpy as np
 import scoring
+from floors import format_table
 from frames import SceneFrames, caption, scene_frames
 from PIL import Image
 from world import FIRST_TRAINING_SEED, Float
@@ -34,33 +35,6 @@ class Case:
     score: Callable[[framert.Result], Scores]
 
 
-@dataclass(frozen=True, slots=True)
-class Floor:
-    """What a metric of a task has to reach: at least, or at most, ``limit``."""
-
-    task: str
-    metric: str
-    limit: float
-    at_most: bool = False
-
-    def met(self, value: float) -> bool:
-        return value <= self.limit if self.at_most else value >= self.limit
-
-    def __str__(self) -> str:
-        return f"{'<=' if self.at_most else '>='} {self.limit:g}"
-
-
-FLOORS = (
-    Floor("image_to_depth", "error_over_constant", 0.5, at_most=True),
-    Floor("image_to_semantic", "iou", 0.5),
-    Floor("semantic_to_image", "colours", 0.7),
-    Floor("text_to_image", "colours", 0.7),
-    Floor("deblur", "gain_db", 1.5),
-    Floor("inpaint", "gain_db", 3.0),
-    Floor("edit", "success", 0.6),
-    Floor("image_to_multiview", "gain_over_copy_db", 0.0),
-    Floor("camera_pose", "rotation_over_identity", 0.5, at_most=True),
-)
 MEDIANS = {"rotation_degrees", "identity_degrees", "centre_error"}
 
 
@@ -220,18 +194,6 @@ def _add_ratios(scores: Scores, scenes: list[SceneFrames]) -> None:
         scores["rotation_over_identity"] = scores["rotation_degrees"] / scores["identity_degrees"]
 
 
-def format_table(table: dict[str, Scores]) -> str:
-    """Return the scores as Markdown, each floor beside its metric."""
-    floors = {(floor.task, floor.metric): floor for floor in FLOORS}
-    lines = ["| task | metric | value | floor | |", "|---|---|---|---|---|"]
-    for task, scores in table.items():
-        for metric, value in scores.items():
-            floor = floors.get((task, metric))
-            verdict = "" if floor is None else "met" if floor.met(value) else "**not met**"
-            lines.append(f"| {task} | {metric} | {value:.3f} | {floor or ''} | {verdict} |")
-    return "\n".join(lines)
-
-
 def arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -242,7 +204,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, help="instead of each task's own")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write {task: {metric: value}} here")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="print {task: {metric: value}} instead of the table, or write it to FILE beside the table",
+    )
     given = parser.parse_args()
     if given.scenes < 1 or not 0 <= given.seed < FIRST_TRAINING_SEED // 1000 or given.scenes > 1000:
         parser.error(f"--scenes is 1 to 1000 and --seed 0 to {FIRST_TRAINING_SEED // 1000 - 1}: others are trained on")
@@ -260,9 +228,9 @@ def main() -> int:
     except (framert.FramertError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(format_table(table))
-    if given.json:
-        given.json.write_text(json.dumps(table, indent=1) + "\n")
+    print(json.dumps(table, indent=1) if given.json == "-" else format_table(table))
+    if given.json not in (None, "-"):
+        Path(given.json).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
