@@ -72,10 +72,11 @@ def conditioner_cases(model: ModelSpec) -> list[Case]:
 
 def denoiser_cases(manifest: Manifest, condition: Condition) -> list[Case]:
     """Packs whose text and modulation are the conditioner's: ``condition(hidden_states, noise_level)``."""
-    return [_pack(members, manifest, condition, np.random.default_rng(5 + i)) for i, members in enumerate(PACKS)]
+    return [pack(members, manifest, condition, np.random.default_rng(5 + i)) for i, members in enumerate(PACKS)]
 
 
-def _pack(members: Sequence[Member], manifest: Manifest, condition: Condition, rng: np.random.Generator) -> Case:
+def pack(members: Sequence[Member], manifest: Manifest, condition: Condition, rng: np.random.Generator) -> Case:
+    """Return the denoiser's inputs for the members together; values are drawn member by member."""
     model, branches = manifest.model, manifest.guidance_branches
     lists: dict[str, list[Array]] = {}
     slots = tokens = frames = rows = text = 0
