@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from world import Float, Rendering, Scene, Thing, View, project
 
 NEAR, FAR = 0.9, 4.0  # scene units; what is farther, sky included, is black
-BLUR_SIGMA = 0.035  # standard deviation of the deblurring task's blur, in units of the longer side
+BLUR_SIGMA = 0.06  # standard deviation of the deblurring task's blur, in units of the longer side
 HOLE_SIDE = (0.3, 0.5)  # sides of the inpainting hole in units of the picture's sides
 HOLE_GREY = 128 / 255
 MASK_COLOURS = {

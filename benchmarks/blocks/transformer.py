@@ -1,6 +1,7 @@
 """Train the Blocks transformer and its text encoder together by OneDiffusion's recipe: see models/blocks/README.md."""
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -139,7 +140,9 @@ class Trainer:
 
     def update(self, share: float) -> None:
         """Take one step; ``share`` of the time budget has passed, which sets the rate (warm-up, then cosine)."""
-        factor = min(1, (self.step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * min(share, 1))))
+        factor = min(1, (self.step + 1) / WARMUP_STEPS) * (
+            0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(share, 1)))
+        )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
