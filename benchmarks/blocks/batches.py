@@ -33,6 +33,11 @@ class Batch:
     prompts: list[str]
     tasks: list[str]
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the loss needs, in its order."""
+        return self.samples, self.target, self.levels, self.weight
+
 
 def encode_all(vae: AutoencoderKL, pictures: NDArray[np.uint8], cache: Path, device: str) -> NDArray[np.float16]:
     """Return scaled latents (scenes, frames, 16, h / 8, w / 8), computed once per autoencoder and kept in ``cache``."""

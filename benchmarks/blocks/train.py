@@ -2,8 +2,8 @@
 
     python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part vae|transformer|all] [--minutes M]
 
-Resumes from the output folder: parts already there are continued. Optimizer state and rendered pictures live in
---cache.
+Resumes from the output folder: parts already there are continued. The optimizer's state is kept in its .train folder,
+rendered pictures in --cache.
 """
 
 import argparse
@@ -97,7 +97,9 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     if (given.output / "transformer" / "config.json").exists():
         model.load(given.output)
     average.load_state_dict(model.state_dict())
-    trainer = Trainer(model, average, given.cache / "transformer-state.pt", preset.rate)
+    state = given.output / ".train"
+    state.mkdir(exist_ok=True)
+    trainer = Trainer(model, average, state / "transformer-state.pt", preset.rate)
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters")
     maker = BatchMaker(latents, preset.tokens_per_step, preset.patch, given.seed + trainer.step)
     train_transformer(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from batches import Batch, BatchMaker
+from batches import BatchMaker
 from dense import rotary_tables, velocity
 from muon import Muon
 from safetensors.torch import load_file, save_file
@@ -70,13 +70,21 @@ class Blocks(nn.Module):
         nn.init.zeros_(self.transformer.final_layer.linear.weight)
         nn.init.zeros_(self.transformer.final_layer.linear.bias)
 
-    def loss(self, batch: Batch, ids: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the mean squared velocity error (batch,) over the frames that count."""
+    def loss(
+        self,
+        samples: Tensor,
+        target: Tensor,
+        levels: Tensor,
+        weight: Tensor,
+        ids: Tensor,
+        rotary: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return the mean squared velocity error (batch,) over the frames that count; shapes as in ``Batch``."""
         mask = ids != 0
         text = self.text_encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        output = velocity(self.transformer, batch.samples, batch.levels, text, mask, rotary)
-        error = (output.float() - batch.target).square().mean((2, 3))
-        return (error * batch.weight).sum(1) / batch.weight.sum(1)
+        output = velocity(self.transformer, samples, levels, text, mask, rotary)
+        error = (output.float() - target).square().mean((2, 3))
+        return (error * weight).sum(1) / weight.sum(1)
 
     def save(self, folder: Path) -> None:
         """Write transformer/, text_encoder/, scheduler/ and model_index.json in half precision."""
@@ -175,7 +183,7 @@ def train_transformer(
         ids = pad([encode(tokenizer, prompt) for prompt in batch.prompts]).to(device)
         rotary = rotary_tables(model.transformer, batch.samples.shape[1], int(batch.samples.shape[2] ** 0.5))
         with torch.autocast(device, torch.bfloat16):
-            error = loss_of(to_device(batch, device), ids, rotary)
+            error = loss_of(*(value.to(device) for value in batch.tensors), ids, rotary)
         error.mean().backward()
         trainer.update(share)
         for task, value in zip(batch.tasks, error.tolist(), strict=True):
@@ -193,12 +201,6 @@ def train_transformer(
     trainer.average.save(output)
     trainer.save()
     report(f"step {trainer.step}: done, weights in {output}")
-
-
-def to_device(batch: Batch, device: str) -> Batch:
-    """Return the batch with its tensors on ``device``."""
-    tensors = [value.to(device) for value in (batch.samples, batch.target, batch.levels, batch.weight)]
-    return Batch(*tensors, batch.prompts, batch.tasks)
 
 
 def pad(rows: list[list[int]]) -> Tensor:
