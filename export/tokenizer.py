@@ -7,6 +7,8 @@ from typing import Any
 from framert.runtime.errors import CheckpointError
 
 SPACE = "▁"  # sentencepiece's visible space
+NMT_NFKC = "nmt_nfkc"  # T5's normalisation: NFKC, tidied spaces and control characters, and KEPT left alone
+KEPT, STAND_IN = "\uff5e", "\ufdd0"  # full-width tilde; a code point that no text uses
 UNIGRAM, USER_DEFINED = 1, 4  # model and piece types of sentencepiece's own format
 
 
@@ -30,6 +32,10 @@ def build_tokenizer(folder: Path) -> Any:
     trainer, spec = proto.trainer_spec, proto.normalizer_spec
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback))
     steps: list[Any] = []
+    if spec.name == NMT_NFKC:
+        # Precompiled maps single characters as sentencepiece does, but composes only pairs and drops a mark after a
+        # mapped character; so what can be composed is composed before it.
+        steps += [normalizers.Replace(KEPT, STAND_IN), normalizers.NFKC(), normalizers.Replace(STAND_IN, KEPT)]
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:

@@ -35,6 +35,9 @@ PROMPTS = [
     "日本語 テキスト 각 각 العربية עברית ไทย",
     "🙂 emoji 👨‍👩‍👧 🇫🇷",
     "\u00a0no-break\u00a0space \u3000ideographic \u200bzero\u200b width \u00adsoft",
+    "full-width \uff5e tilde, wave \u301c dash",
+    "Vie\u0323\u0302t Nam tie\u0302\u0301ng, \u30ab\u3099 \u1100\u1161\u11a8",
+    "\u2122\ufe0f \u203c\ufe0f \u00b9\u0358 \u0149\u0308",
     "▁already ▁escaped▁",
     "İstanbul ﷺ ǅ",
 ]  # fmt: skip
@@ -55,6 +58,12 @@ def oracle() -> Any:
 @pytest.mark.parametrize("prompt", PROMPTS, ids=ascii)
 def test_ids_are_those_of_sentencepiece(prompt: str, tokenizer: Any, oracle: Any) -> None:
     assert tokenizer.encode(prompt).ids == [*oracle.encode(prompt), END]
+
+
+def test_every_character_alone(tokenizer: Any, oracle: Any) -> None:
+    for code in range(1, 0x30000):
+        if not 0xD800 <= code < 0xE000:
+            assert tokenizer.encode(f"a {chr(code)} b").ids == [*oracle.encode(f"a {chr(code)} b"), END], hex(code)
 
 
 def test_ten_thousand_words(tokenizer: Any, oracle: Any) -> None:
