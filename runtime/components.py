@@ -1,5 +1,6 @@
 """The graphs around the denoiser, as functions of arrays: text, pictures in, conditioning, pictures out."""
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -30,18 +31,23 @@ class Components:
         self._model = bundle.manifest.model
         self._tokenizer = Tokenizer(Path(bundle.path) / "tokenizer.json", bundle.manifest.prompt_tokens)
         self._hidden: OrderedDict[str, Floats] = OrderedDict()
+        self._remembering = threading.Lock()  # several engines share one pipeline's components
 
     def hidden_states(self, prompt: str, seconds: dict[str, float]) -> Floats:
         """Return the text encoder's (length, text_width) output; recent prompts are remembered."""
-        if prompt not in self._hidden:
-            ids = np.asarray([self._tokenizer.encode(prompt)], np.int64)
-            with clocked(seconds, "text_encoder"):
-                output = self._backend.run("text_encoder", {"input_ids": ids})["hidden_states"]
-            self._hidden[prompt] = np.ascontiguousarray(output, np.float32)
-            if len(self._hidden) > REMEMBERED_PROMPTS:
-                self._hidden.popitem(last=False)
-        self._hidden.move_to_end(prompt)
-        return self._hidden[prompt]
+        with self._remembering:
+            if prompt not in self._hidden:
+                self._hidden[prompt] = self._encode_text(prompt, seconds)
+                if len(self._hidden) > REMEMBERED_PROMPTS:
+                    self._hidden.popitem(last=False)
+            self._hidden.move_to_end(prompt)
+            return self._hidden[prompt]
+
+    def _encode_text(self, prompt: str, seconds: dict[str, float]) -> Floats:
+        ids = np.asarray([self._tokenizer.encode(prompt)], np.int64)
+        with clocked(seconds, "text_encoder"):
+            output = self._backend.run("text_encoder", {"input_ids": ids})["hidden_states"]
+        return np.ascontiguousarray(output, np.float32)
 
     def condition(
         self, hidden_states: Floats, noise_levels: Sequence[float], seconds: dict[str, float]

@@ -1,5 +1,6 @@
 """ONNX Runtime: the reference backend, on any CPU it runs on."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,18 +46,20 @@ class OnnxRuntimeBackend:
         self._options.intra_op_num_threads = threads or 0
         self._options.log_severity_level = 3
         self._sessions: dict[str, Any] = {}
+        self._loading = threading.Lock()
 
     def session(self, graph: str) -> Any:
         """Return the InferenceSession of a graph, loading it on first use."""
-        if graph not in self._sessions:
-            path = self._bundle.graph_path(graph)
-            try:
-                self._sessions[graph] = self._runtime.InferenceSession(
-                    path, self._options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:  # onnxruntime raises its own types, all from Exception
-                raise BackendError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
-        return self._sessions[graph]
+        with self._loading:
+            if graph not in self._sessions:
+                path = self._bundle.graph_path(graph)
+                try:
+                    self._sessions[graph] = self._runtime.InferenceSession(
+                        path, self._options, providers=["CPUExecutionProvider"]
+                    )
+                except Exception as error:  # onnxruntime raises its own types, all from Exception
+                    raise BackendError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+            return self._sessions[graph]
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         names = list(self._bundle.manifest.graphs[graph].outputs)
