@@ -17,8 +17,9 @@ from world import FIRST_TRAINING_SEED
 from framert.runtime.cameras import Cameras
 
 PROMPT_DROPOUT = 0.1
-INFERENCE_SHARE = 0.75  # sequences noised as inference does it; in the others each frame has a level of its own
-SHIFT = 0.47  # mean logit of noise levels: the schedule's own shift at 64 tokens
+INFERENCE_SHARE = 0.9  # sequences noised as inference does it; in the others each frame has a level of its own
+# Logits of noise levels: mean and deviation. One in six is above 0.9, as on the schedule, where words are obeyed or not.
+LOGIT = (0.9, 1.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class BatchMaker:
         a schedule ends; or every frame has a level of its own, and all count.
         """
         shape = mask.shape
-        shared = _sigmoid(self.random.normal(SHIFT, 1.0, (shape[0], 1)))
+        shared = _sigmoid(self.random.normal(*LOGIT, (shape[0], 1)))
         told = self.random.uniform(0.02, 0.16, (shape[0], 1))
         own = _sigmoid(self.random.normal(0.0, 1.4, shape))
         alone = (self.random.random((shape[0], 1)) >= INFERENCE_SHARE) & (shape[1] > 1)

@@ -13,13 +13,13 @@ from framert.runtime.tasks import TASKS
 # How often each task is drawn among those with its number of frames. What must obey words learns last: it gets more.
 WEIGHTS = {
     "text_to_image": 1.0,
-    "edit": 3.0, "semantic_to_image": 2.0, "image_to_semantic": 1.5, "boxes_to_image": 1.0, "image_to_boxes": 0.8,
-    "depth_to_image": 1.0, "image_to_depth": 1.0, "canny_to_image": 0.6, "image_to_canny": 0.5, "hed_to_image": 0.6,
-    "image_to_hed": 0.5, "pose_to_image": 0.6, "image_to_pose": 0.6, "deblur": 0.8, "inpaint": 1.0, "identity": 1.0,
-    "subject": 0.8, "image_to_multiview": 1.5, "text_to_multiview": 0.5, "camera_pose": 1.0,
+    "edit": 3.5, "semantic_to_image": 2.5, "image_to_semantic": 2.0, "boxes_to_image": 1.0, "image_to_boxes": 0.8,
+    "depth_to_image": 1.0, "image_to_depth": 1.0, "canny_to_image": 0.5, "image_to_canny": 0.4, "hed_to_image": 0.5,
+    "image_to_hed": 0.4, "pose_to_image": 0.5, "image_to_pose": 0.5, "deblur": 0.6, "inpaint": 1.0, "identity": 1.0,
+    "subject": 0.8, "image_to_multiview": 1.5, "text_to_multiview": 0.5, "camera_pose": 1.5,
 }  # fmt: skip
 # Steps by number of frames in a sequence: all sequences of a step are equally long.
-FRAME_COUNTS = {1: 0.20, 2: 0.57, 3: 0.05, 4: 0.12, 6: 0.06}
+FRAME_COUNTS = {1: 0.18, 2: 0.57, 3: 0.04, 4: 0.17, 6: 0.04}
 
 
 @dataclass(frozen=True, slots=True)
