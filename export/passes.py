@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
@@ -16,6 +18,7 @@ FOLDABLE = {"Concat", "Transpose", "Tanh", "Reshape", "Unsqueeze", "Squeeze", "M
 def clean(model: ir.Model) -> None:
     """Fold constants, drop what is unused or twice there, and forget where each node came from."""
     _plain_products(model.graph)
+    _group_norms(model.graph)
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -85,8 +88,57 @@ def _plain_products(graph: ir.Graph) -> None:
         nodes = [turned, product]
         if bias:
             nodes.append(ir.node("Add", [product.outputs[0], bias[0]]))
-        old, new = node.outputs[0], nodes[-1].outputs[0]
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-        graph.insert_before(node, nodes)
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
+        _replace(graph, node, nodes)
+
+
+def _group_norms(graph: ir.Graph) -> None:
+    """Rewrite GroupNormalization to InstanceNormalization over groups: ONNX Runtime has a kernel for that one alone."""
+    for node in list(graph):
+        if node.op_type != "GroupNormalization":
+            continue
+        source, scale, bias = node.inputs
+        assert source is not None
+        assert source.shape is not None
+        assert scale is not None
+        assert bias is not None
+        groups = node.attributes.get_int("num_groups", 1)
+        grouping = _constant(graph, f"grouped_{groups}", np.array([0, groups, -1]))
+        ones = _constant(graph, f"ones_{groups}", np.ones(groups, np.float32))
+        zeros = _constant(graph, f"zeros_{groups}", np.zeros(groups, np.float32))
+        shape = ir.node("Shape", [source])
+        grouped = ir.node("Reshape", [source, grouping])
+        epsilon = {"epsilon": node.attributes.get_float("epsilon", 1e-5)}
+        normal = ir.node("InstanceNormalization", [grouped.outputs[0], ones, zeros], epsilon)
+        back = ir.node("Reshape", [normal.outputs[0], shape.outputs[0]])
+        per_channel = [_per_channel(graph, value, len(source.shape)) for value in (scale, bias)]
+        scaled = ir.node("Mul", [back.outputs[0], per_channel[0].outputs[0]])
+        shifted = ir.node("Add", [scaled.outputs[0], per_channel[1].outputs[0]])
+        _replace(graph, node, [shape, grouped, normal, back, *per_channel, scaled, shifted])
+
+
+def _per_channel(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Node:
+    """Return the node that turns a weight per channel into one that multiplies (batch, channels, ...)."""
+    assert value.shape is not None
+    axes = _constant(graph, f"axes_{rank}", np.arange(1, rank - 1))
+    node = ir.node("Unsqueeze", [value, axes])
+    node.outputs[0].shape = ir.Shape([value.shape[0], *[1] * (rank - 2)])
+    node.outputs[0].type = value.type
+    return node
+
+
+def _constant(graph: ir.Graph, name: str, array: Any) -> ir.Value:
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
+def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
+    """Put nodes in a node's place; the last one's output takes over its name and its readers."""
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    new.name, new.shape, new.type = old.name, old.shape, old.type
+    graph.insert_before(node, nodes)
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)

@@ -66,6 +66,32 @@ class VaeDecoder(nn.Module):
         return pixels
 
 
+class PixelAttention:
+    """The autoencoder's attention over all pixels, as two products and a softmax, which every runtime has.
+
+    diffusers' own becomes an Attention operator, or fills a matrix as large as the scores first.
+    """
+
+    def __call__(
+        self,
+        attention: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: None = None,
+    ) -> Tensor:
+        assert attention.heads == 1
+        assert attention.residual_connection
+        batch, channels, height, width = hidden_states.shape
+        x = attention.group_norm(hidden_states.view(batch, channels, height * width)).transpose(1, 2)
+        query = attention.to_q(x) * attention.scale
+        weights = torch.softmax(query @ attention.to_k(x).transpose(1, 2), dim=-1)
+        mixed: Tensor = attention.to_out[0](weights @ attention.to_v(x))
+        mixed = mixed.transpose(1, 2).reshape(batch, channels, height, width)
+        result: Tensor = (mixed + hidden_states) / attention.rescale_output_factor
+        return result
+
+
 class Conditioner(nn.Module):
     def __init__(self, model: NextDiT) -> None:
         super().__init__()
@@ -100,10 +126,9 @@ def make_text_encoder(config: Mapping[str, Any]) -> nn.Module:
 def make_vae(config: Mapping[str, Any]) -> nn.Module:
     """Build the autoencoder of vae/config.json, without weights of any use."""
     from diffusers import AutoencoderKL
-    from diffusers.models.attention_processor import AttnProcessor
 
     model: Any = AutoencoderKL.from_config(dict(config))
-    model.set_attn_processor(AttnProcessor())  # matrix products and softmax, which every runtime has
+    model.set_attn_processor(PixelAttention())
     built: nn.Module = model.eval()
     return built
 

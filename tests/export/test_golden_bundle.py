@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from diffusers import AutoencoderKL
 
 from framert.export import cases
+from framert.export.checkpoint import open_checkpoint
+from framert.export.plan import make_vae
 from framert.export.verify import relative_error
 from framert.runtime.bundle import GRAPHS, Bundle
 
@@ -138,6 +142,23 @@ def test_files_say_nothing_of_the_machine_that_exported(golden_bundle: Path, nam
     content = (golden_bundle / f"{name}.onnx").read_bytes()
     for words in (b"stack_trace", b".py", b"/home", str(Path.home()).encode(), str(golden_bundle.parent).encode()):
         assert words not in content
+
+
+def test_autoencoder_attention_is_that_of_diffusers() -> None:
+    config = open_checkpoint(GOLDEN / "checkpoint").configs["vae"]
+    ours: Any = make_vae(config)
+    theirs = AutoencoderKL.from_config(dict(config)).eval()
+    theirs.load_state_dict(ours.state_dict())
+    latents = torch.randn(1, 16, 5, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.decode(latents).sample, theirs.decode(latents).sample, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vae_encoder", "vae_decoder"])
+def test_autoencoder_uses_operators_with_kernels(name: str, golden_bundle: Path) -> None:
+    operators = {node.op_type for node in onnx.load(golden_bundle / f"{name}.onnx").graph.node}
+    assert "InstanceNormalization" in operators
+    assert not {"GroupNormalization", "Attention", "Expand", "Cast"} & operators
 
 
 @pytest.mark.parametrize("length", [1, 2, 300])
