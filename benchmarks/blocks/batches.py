@@ -18,7 +18,7 @@ from framert.runtime.cameras import Cameras
 
 PROMPT_DROPOUT = 0.1
 INFERENCE_SHARE = 0.9  # sequences noised as inference does it; in the others each frame has a level of its own
-# Logits of noise levels: mean and deviation. One in six is above 0.9, as on the schedule, where words are obeyed or not.
+# Logits of noise levels: mean and deviation. One in six is above 0.9, as on the schedule: where words are obeyed.
 LOGIT = (0.9, 1.3)
 
 
