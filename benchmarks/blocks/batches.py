@@ -1,5 +1,6 @@
 """Batches for the Blocks transformer: noised latents, noise levels, loss weights and prompts, equally long each."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,13 +43,25 @@ class Batch:
 
 def encode_all(vae: AutoencoderKL, pictures: NDArray[np.uint8], cache: Path, device: str) -> NDArray[np.float16]:
     """Return scaled latents (scenes, frames, 16, h / 8, w / 8), computed once per autoencoder and kept in ``cache``."""
-    path = cache / f"latents-{len(pictures)}-{vae.config.scaling_factor:.6f}.npy"
+    path = cache / f"latents-{pictures.shape[2]}px-{len(pictures)}-{_digest(vae)}.npy"
     if not path.exists():
         chunks = [encode(vae, np.concatenate(pictures[at : at + 50]), device).half().numpy()
                   for at in range(0, len(pictures), 50)]  # fmt: skip
         latents = np.concatenate(chunks).reshape(*pictures.shape[:2], *chunks[0].shape[1:])
-        np.save(path, latents)
+        part = path.with_suffix(".part")  # so that an interrupted run leaves nothing that looks whole
+        with part.open("wb") as stream:
+            np.save(stream, latents)
+        part.replace(path)
     return np.load(path)
+
+
+def _digest(vae: AutoencoderKL) -> str:
+    """Return what tells one autoencoder from another: its weights and scale, hashed."""
+    digest = hashlib.sha256(repr(float(vae.config.scaling_factor)).encode())
+    for name, tensor in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def tokens_of(latents: NDArray[np.float32], patch: int) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from PIL import Image
 from world import FIRST_TRAINING_SEED, Float
 
 import framert
+from framert.runtime.camera_errors import rotation_errors
 
 AT_ONCE = 32  # requests handed to the engine together
 Scores = dict[str, float]
@@ -147,14 +148,15 @@ def _view_scores(picture: Float, frames: SceneFrames) -> Scores:
 def _pose_scores(result: framert.Result, frames: SceneFrames) -> Scores:
     """Errors of the second camera relative to the first; centre in units of the true distance between the two."""
     assert result.cameras is not None
-    found = result.cameras.relative().camera_to_world[1]
-    truth = cameras_of(frames, 2).relative().camera_to_world[1]
-    centre = np.linalg.norm(found[:3, 3] - truth[:3, 3]) / np.linalg.norm(truth[:3, 3])
+    found, truth = result.cameras.relative(), cameras_of(frames, 2).relative()
+    unturned = framert.Cameras.from_matrices([np.eye(4)] * 2)
+    (_, centre), (_, true_centre) = found.camera_to_world[:, :3, 3], truth.camera_to_world[:, :3, 3]
+    error = np.linalg.norm(centre - true_centre) / np.linalg.norm(true_centre)
     return {
-        "rotation_degrees": scoring.rotation_degrees(found[:3, :3], truth[:3, :3]),
-        "identity_degrees": scoring.rotation_degrees(np.eye(3), truth[:3, :3]),
-        "centre_error": float(centre),
-        "centre_accuracy_0.3": float(centre <= 0.3),
+        "rotation_degrees": float(rotation_errors(found, truth)[0]),
+        "identity_degrees": float(rotation_errors(unturned, truth)[0]),
+        "centre_error": float(error),
+        "centre_accuracy_0.3": float(error <= 0.3),
     }
 
 
@@ -218,7 +220,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the evaluation; 1 for an error, which is named."""
+    """Run the evaluation; 2 for a bundle that cannot be opened or run, which is named."""
     given = arguments()
     try:
         pipe = framert.load(given.bundle, threads=given.threads)
@@ -227,7 +229,7 @@ def main() -> int:
         table = evaluate(pipe, given.tasks, scenes, {"steps": given.steps, "guidance": given.guidance})
     except (framert.FramertError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     print(json.dumps(table, indent=1) if given.json == "-" else format_table(table))
     if given.json not in (None, "-"):
         Path(given.json).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

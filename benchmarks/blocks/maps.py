@@ -8,23 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from world import Float, Rendering, Scene, Thing, View, project
 
+from framert.runtime import tasks
+from framert.runtime.colors import COLORS
+
 NEAR, FAR = 0.9, 4.0  # scene units; what is farther, sky included, is black
 BLUR_SIGMA = 0.06  # standard deviation of the deblurring task's blur, in units of the longer side
 HOLE_SIDE = (0.3, 0.5)  # sides of the inpainting hole in units of the picture's sides
-HOLE_GREY = 128 / 255
-MASK_COLOURS = {
-    "red": 0xFF0000, "lime": 0x00FF00, "blue": 0x0000FF, "yellow": 0xFFFF00, "magenta": 0xFF00FF, "cyan": 0x00FFFF,
-    "orange": 0xFFA500, "purple": 0x800080, "brown": 0xA52A2A, "green": 0x008000, "pink": 0xFFC0CB, "teal": 0x008080,
-    "darkorange": 0xFF8C00, "blueviolet": 0x8A2BE2, "darkgreen": 0x006400, "orangered": 0xFF4500, "navy": 0x000080,
-    "gold": 0xFFD700, "turquoise": 0x40E0D0, "orchid": 0xDA70D6,
-}  # fmt: skip
-MAP_COLOURS = tuple(list(MASK_COLOURS)[:8])  # the eight that Blocks uses: far apart, so that they can be told again
+HOLE_GREY = tasks.HOLE_GREY / 255
+MAP_COLOURS = tuple(list(COLORS)[:8])  # the eight that Blocks uses: far apart, so that they can be told again
 
 
 def mask_colour(name: str) -> Float:
-    """Return the (3,) colour in 0..1 of a name in MASK_COLOURS."""
-    code = MASK_COLOURS[name]
-    return np.array([code >> 16, code >> 8 & 255, code & 255], np.float32) / 255
+    """Return the (3,) colour in 0..1 of a name in the runtime's COLORS."""
+    return np.array(COLORS[name], np.float32) / 255
 
 
 def depth_to_grey(depth: Float) -> Float:
@@ -70,7 +66,7 @@ def pose_map(scene: Scene, view: View, size: tuple[int, int]) -> Float:
 
 
 def semantic_map(rendering: Rendering, colours: list[str]) -> Float:
-    """Return flat colours on black; ``colours`` names one of MASK_COLOURS per thing."""
+    """Return flat colours on black; ``colours`` names one of the runtime's COLORS per thing."""
     palette = np.stack([mask_colour(name) for name in colours] + [np.zeros(3, np.float32)])
     return palette[rendering.thing]
 

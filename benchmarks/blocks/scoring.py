@@ -88,12 +88,6 @@ def line_agreement(picture: Float, truth: Float) -> dict[str, float]:
     return {"f1": float(score), "psnr": decibels(picture, truth)}
 
 
-def rotation_degrees(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Return the angle between two rotations (3, 3) in degrees."""
-    cosine = (np.trace(first.T @ second) - 1) / 2
-    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-
-
 def _grown(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
     height, width = mask.shape

@@ -75,15 +75,6 @@ class View:
         rows = np.stack([right, -np.cross(back, right), -back])
         return rows.astype(np.float32), (self.distance * back).astype(np.float32)
 
-    def camera_to_world(self) -> NDArray[np.float64]:
-        """Return the (4, 4) matrix in the published convention: the scene's axes reordered to (y, x, -z)."""
-        rows, position = self.basis()
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = rows.T, position
-        matrix[[0, 1]] = matrix[[1, 0]]
-        matrix[2] *= -1
-        return matrix
-
 
 @dataclass(frozen=True, slots=True)
 class Scene:
