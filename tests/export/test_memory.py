@@ -65,6 +65,7 @@ print(json.dumps({"size": size, "peak": after - before}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's memory counters")
 def test_peak_stays_below_one_and_a_half_times_the_graph(tmp_path: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}

@@ -37,6 +37,7 @@ def cast(file: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_mixed_formats_becomes_a_bundle_that_verifies(checkpoint: Path, tmp_path: Path) -> None:
     file = checkpoint / "transformer/diffusion_pytorch_model.safetensors"
     tensors = list(cast(file, torch.bfloat16).items())
