@@ -26,9 +26,9 @@ class Arena:
         self._spans: list[Span] = []  # sorted by begin
 
     def acquire(self, key: Hashable, length: int) -> Span:
-        """Return the rows of ``key``; when they are fresh the caller writes them and calls ``written``.
+        """Return the rows of ``key``; when they are fresh the caller writes them.
 
-        ``capacity`` may have grown afterwards; the caller makes the store follow.
+        They may lie beyond ``capacity``: the caller then makes the store hold ``required`` rows and sets ``capacity``.
         """
         for span in self._spans:
             if span.key == key:
@@ -39,19 +39,28 @@ class Arena:
             self._spans = [span for span in self._spans if span.holders]
             begin = self._gap(length)
         if begin is None:
-            begin = self._spans[-1].begin + self._spans[-1].length if self._spans else 0
-            while self.capacity < begin + length:
-                self.capacity *= 2
+            begin = self._end()
         span = Span(key, begin, length)
         self._spans.append(span)
         self._spans.sort(key=lambda item: item.begin)
         return span
+
+    @property
+    def required(self) -> int:
+        """``capacity``, doubled as often as the rows given out need."""
+        required = self.capacity
+        while required < self._end():
+            required *= 2
+        return required
 
     def release(self, span: Span) -> None:
         """Give up one hold; rows that were never written are forgotten at once."""
         span.holders -= 1
         if not span.holders and span.fresh:
             self._spans.remove(span)
+
+    def _end(self) -> int:
+        return self._spans[-1].begin + self._spans[-1].length if self._spans else 0
 
     def _gap(self, length: int) -> int | None:
         end = 0

@@ -35,18 +35,18 @@ class Components:
 
     def hidden_states(self, prompt: str, seconds: dict[str, float]) -> Floats:
         """Return the text encoder's (length, text_width) output; recent prompts are remembered."""
+        ids = self._tokenizer.encode(prompt)  # every time: it warns when it has to cut the prompt
         with self._remembering:
             if prompt not in self._hidden:
-                self._hidden[prompt] = self._encode_text(prompt, seconds)
+                self._hidden[prompt] = self._encode_text(ids, seconds)
                 if len(self._hidden) > REMEMBERED_PROMPTS:
                     self._hidden.popitem(last=False)
             self._hidden.move_to_end(prompt)
             return self._hidden[prompt]
 
-    def _encode_text(self, prompt: str, seconds: dict[str, float]) -> Floats:
-        ids = np.asarray([self._tokenizer.encode(prompt)], np.int64)
+    def _encode_text(self, ids: list[int], seconds: dict[str, float]) -> Floats:
         with clocked(seconds, "text_encoder"):
-            output = self._backend.run("text_encoder", {"input_ids": ids})["hidden_states"]
+            output = self._backend.run("text_encoder", {"input_ids": np.asarray([ids], np.int64)})["hidden_states"]
         return np.ascontiguousarray(output, np.float32)
 
     def condition(

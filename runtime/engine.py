@@ -2,7 +2,9 @@
 
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL.Image import Image
@@ -12,7 +14,7 @@ from framert.runtime.backends.base import Backend
 from framert.runtime.bundle import Bundle
 from framert.runtime.components import Components, clocked
 from framert.runtime.config import DEFAULT_PACK_TOKENS, EngineConfig
-from framert.runtime.errors import ConfigError
+from framert.runtime.errors import CancelledError, ConfigError, FramertError, TaskError
 from framert.runtime.images import to_picture
 from framert.runtime.job import Job, prepare
 from framert.runtime.pack import Pack
@@ -38,11 +40,25 @@ class _Entry:
     def tokens(self) -> int:
         return self.job.tokens
 
+    @property
+    def running(self) -> Sequence:
+        assert self.state is not None
+        return self.state
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """A background thread and the word that ends it; each thread has its own."""
+
+    thread: threading.Thread | None = None
+    stopping: bool = False
+
 
 class Engine:
     """Runs many requests together: at different steps, sizes, tasks, solvers and guidance, in shared calls.
 
-    Usable from several threads. Whoever waits for a result drives the loop, unless ``start`` gave it a thread.
+    Usable from several threads. Whoever waits for a result drives the loop, unless ``start`` gave it a thread. Two
+    locks: one for the queue, held for moments, so that ``submit`` never waits for the model; one for the step.
 
     Args:
         bundle: an opened bundle. backend: runs its graphs. components: the graphs around the denoiser.
@@ -57,15 +73,22 @@ class Engine:
         self._store = ConditioningStore(components, denoiser)
         self._pack = Pack(denoiser, bundle.manifest.guidance_branches)
         self._scheduler: Scheduler[_Entry] = Scheduler(config.max_tokens or DEFAULT_PACK_TOKENS)
+        self._queue = threading.Condition(threading.Lock())  # guards the scheduler and the worker
+        self._worker: _Worker | None = None
+        self._stepping = threading.Lock()  # guards everything below
+        self._owner: int | None = None  # the thread inside step()
         self._running: list[_Entry] = []
-        self._lock = threading.RLock()
-        self._work = threading.Condition(self._lock)
-        self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._interrupt: BaseException | None = None
 
     def submit(self, request: Request) -> Ticket:
         """Check a request and queue it. Raises: TaskError, ConfigError, ImageError or ShapeError at once."""
+        if not isinstance(request, Request):
+            raise TaskError(f"submit() was given a {type(request).__name__}; give a framert.Request(task=..., ...)")
+        if request.on_step is not None and not callable(request.on_step):
+            raise ConfigError(f"on_step is {request.on_step!r}; give a function of one framert StepInfo, or None")
         job = prepare(request, self._manifest)
+        if request.noise is not None:  # the caller may reuse the buffer
+            job = replace(job, request=replace(request, noise=np.array(request.noise, np.float32)))
         limit = self._config.max_tokens
         if limit is not None and job.tokens > limit:
             raise ConfigError(
@@ -73,38 +96,63 @@ class Engine:
                 "give a smaller size or fewer frames, or make the engine with a larger max_tokens"
             )
         ticket = Ticket(self._drive)
-        with self._work:
+        with self._queue:
             self._scheduler.add(_Entry(job, ticket, time.perf_counter()))
-            self._work.notify_all()
+            self._queue.notify_all()
         return ticket
 
     def step(self) -> bool:
         """Run one denoiser call for everything that is ready; return whether work is left.
 
         A request that fails gives its error to its own ticket; the others go on.
+        Raises: FramertError when called from inside an ``on_step``; an interrupt, once all tickets are in order.
         """
-        with self._lock:
-            self._drop_cancelled()
-            self._admit()
-            if self._running:
-                self._call(list(self._running))
-            return bool(self._running or len(self._scheduler))
+        self._refuse_reentry()
+        with self._stepping:
+            self._owner = threading.get_ident()
+            try:
+                self._drop_cancelled()
+                self._admit()
+                if self._running:
+                    self._call(list(self._running))
+                if not self._running:
+                    self._pack.release()
+            finally:
+                self._owner = None
+            interrupt, self._interrupt = self._interrupt, None
+            if interrupt is not None:
+                raise interrupt
+            with self._queue:
+                return bool(self._running or len(self._scheduler))
+
+    def reap(self) -> None:
+        """Give back at once what cancelled requests hold; without it the next step does."""
+        if self._owner != threading.get_ident() and self._stepping.acquire(blocking=False):
+            try:
+                self._drop_cancelled()
+                if not self._running:
+                    self._pack.release()
+            finally:
+                self._stepping.release()
 
     def start(self) -> None:
         """Step in a background thread until ``stop``, for applications that only submit and wait."""
-        with self._lock:
-            if self._thread is None:
-                self._stopping = False
-                self._thread = threading.Thread(target=self._loop, name="framert-engine", daemon=True)
-                self._thread.start()
+        with self._queue:
+            if self._worker is None:
+                worker = self._worker = _Worker()
+                worker.thread = threading.Thread(target=self._loop, args=(worker,), name="framert-engine", daemon=True)
+                worker.thread.start()
 
     def stop(self) -> None:
         """End the background thread after its current call; unfinished requests stay and can be driven again."""
-        with self._work:
-            thread, self._thread, self._stopping = self._thread, None, True
-            self._work.notify_all()
-        if thread is not None:
-            thread.join()
+        with self._queue:
+            worker, self._worker = self._worker, None
+            if worker is None:
+                return
+            worker.stopping = True
+            self._queue.notify_all()
+        if worker.thread is not None and worker.thread is not threading.current_thread():
+            worker.thread.join()
 
     def __enter__(self) -> "Engine":
         self.start()
@@ -113,77 +161,95 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _loop(self) -> None:
+    def _loop(self, worker: _Worker) -> None:
         while True:
-            with self._work:
-                while not self._stopping and not self._running and not len(self._scheduler):
-                    self._work.wait()
-                if self._stopping:
+            with self._queue:
+                while not worker.stopping and not self._running and not len(self._scheduler):
+                    self._queue.wait()
+                if worker.stopping:
                     return
-            self.step()
+            try:
+                self.step()
+            except Exception as error:  # ours, since a request's own errors go to its ticket: nobody may wait for ever
+                self._fail_all(error)
+            except BaseException:  # a callback raised SystemExit or the like; its ticket has it
+                continue
 
     def _drive(self, ticket: Ticket, timeout: float | None) -> None:
+        self._refuse_reentry()
         end = None if timeout is None else time.monotonic() + timeout
         while not ticket.done and (end is None or time.monotonic() < end):
-            if self._thread is not None:
+            if self._worker is not None:
                 ticket.wait(0.1 if end is None else max(0.0, min(0.1, end - time.monotonic())))
             else:
                 self.step()
 
+    def _refuse_reentry(self) -> None:
+        if self._owner == threading.get_ident():
+            raise FramertError(
+                "this engine is inside a step; an on_step may submit and cancel, wait for results outside of it"
+            )
+
     def _drop_cancelled(self) -> None:
-        for entry in [entry for entry in self._scheduler.items() if entry.ticket.cancelled]:
-            self._scheduler.remove(entry)
-            entry.ticket.drop()
-        for entry in [entry for entry in self._running if entry.ticket.cancelled]:
+        with self._queue:
+            dropped = [entry for entry in self._scheduler.items() if entry.ticket.cancelled]
+            for entry in dropped:
+                self._scheduler.remove(entry)
+        dropped += [entry for entry in self._running if entry.ticket.cancelled]
+        for entry in dropped:
             self._leave(entry)
             entry.ticket.drop()
 
     def _admit(self) -> None:
-        while (entry := self._scheduler.next(sum(other.tokens for other in self._running))) is not None:
-            try:
+        while (entry := self._next()) is not None:
+            with self._failing(entry):
                 entry.state = sequence.start(entry.job, self._components, self._store)
-            except Exception as error:  # whatever it is belongs to this request's caller
-                entry.ticket.fail(error)
-            else:
                 self._running.append(entry)
+
+    def _next(self) -> _Entry | None:
+        with self._queue:
+            return self._scheduler.next(sum(other.tokens for other in self._running))
 
     def _call(self, entries: list[_Entry]) -> None:
         clock: dict[str, float] = {}
         try:
             with clocked(clock, "denoiser"):
-                self._pack.step([_state(entry) for entry in entries])
+                self._pack.step([entry.running for entry in entries])
         except Exception as error:  # one member may have broken the call for all
             self._split(entries, error)
             return
+        except BaseException as error:  # an interrupt inside the bookkeeping: no member's state can be trusted
+            self._pack.release()
+            for entry in entries:
+                self._fail(entry, error)
+            return
         for entry in entries:
-            state = _state(entry)
+            state = entry.running
             state.seconds["denoiser"] = state.seconds.get("denoiser", 0.0) + clock["denoiser"]
-            try:
+            with self._failing(entry):
                 self._report(entry, state)
                 if state.done:
                     self._finish(entry, state)
-            except Exception as error:
-                self._leave(entry)
-                entry.ticket.fail(error)
 
     def _split(self, entries: list[_Entry], error: Exception) -> None:
         """After a failed call: a lone request gets the error; of several, each makes this call alone."""
         if len(entries) == 1:
-            self._leave(entries[0])
-            entries[0].ticket.fail(error)
+            self._fail(entries[0], error)
             return
         for entry in entries:
             self._call([entry])
 
     def _report(self, entry: _Entry, state: Sequence) -> None:
-        call = entry.job.evaluations[state.call - 1]
+        done = state.call
+        call = entry.job.evaluations[done - 1]
         on_step = entry.job.request.on_step
         if on_step is None or call.interval is None:
             return
 
         def preview() -> list[Image]:
-            with self._lock:
-                return self._preview(state, call.after)
+            if self._owner != threading.get_ident() or state.call != done or entry not in self._running:
+                raise FramertError("preview() was called late; it works inside the on_step call it was given to")
+            return self._preview(state, call.after)
 
         on_step(StepInfo(call.interval + 1, entry.job.schedule.steps, call.after, preview))
 
@@ -200,17 +266,41 @@ class Engine:
 
     def _finish(self, entry: _Entry, state: Sequence) -> None:
         state.latents = self._pack.latents(state)
+        made = result.finish(state, self._components, entry.submitted)
         self._leave(entry)
-        entry.ticket.resolve(result.finish(state, self._components, entry.submitted))
+        entry.ticket.resolve(made)
+
+    @contextmanager
+    def _failing(self, entry: _Entry) -> Iterator[None]:
+        """Whatever the block raises belongs to this entry's caller."""
+        try:
+            yield
+        except BaseException as error:
+            self._fail(entry, error)
+
+    def _fail(self, entry: _Entry, error: BaseException) -> None:
+        self._leave(entry)
+        if isinstance(error, Exception):
+            entry.ticket.fail(error)
+            return
+        self._interrupt = error  # step() raises it when all tickets are in order
+        ended = CancelledError(f"the request was ended by {type(error).__name__} while it ran; submit it again")
+        ended.__cause__ = error
+        entry.ticket.fail(ended)
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._stepping:
+            with self._queue:
+                waiting = self._scheduler.items()
+                for entry in waiting:
+                    self._scheduler.remove(entry)
+            for entry in [*waiting, *self._running]:
+                self._fail(entry, error)
+            self._pack.release()
 
     def _leave(self, entry: _Entry) -> None:
-        """Take a running request out of the pack and give back its arena rows."""
+        """Take a request out of the pack, if it is in, and give back its arena rows."""
         if entry in self._running:
             self._running.remove(entry)
-            for held in _state(entry).held:
+            for held in entry.running.held:
                 self._store.release(held)
-
-
-def _state(entry: _Entry) -> Sequence:
-    assert entry.state is not None
-    return entry.state

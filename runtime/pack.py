@@ -42,6 +42,10 @@ class Pack:
                 member.latents, member.history = latents[part].copy(), history[part].copy()
         self._members = ()
 
+    def release(self) -> None:
+        """Forget the members without reading anything back; the denoiser's contents are then nobody's."""
+        self._members = ()
+
     def latents(self, sequence: Sequence) -> Floats:
         """Return a member's current (slots, token_width) latents."""
         return self._part(self._denoiser.state()[0], sequence)

@@ -16,7 +16,7 @@ from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components
 from framert.runtime.config import EngineConfig
 from framert.runtime.engine import Engine
-from framert.runtime.errors import ConfigError, TaskError
+from framert.runtime.errors import ConfigError, ShapeError, TaskError
 from framert.runtime.images import ImageSource
 from framert.runtime.job import check_seed
 from framert.runtime.request import Request, StepInfo
@@ -183,9 +183,9 @@ class Pipeline:
             self._backend,
             self._components,
             self.manifest,
-            np.asarray(samples, np.float32),
-            np.asarray(timesteps, np.float32),
-            np.asarray(text, np.float32),
+            _floats("samples", samples),
+            _floats("timesteps", timesteps),
+            _floats("text", text),
             np.asarray(text_mask),
         )
 
@@ -200,8 +200,16 @@ class Pipeline:
             except BaseException:  # an interrupt too: nothing of this call may stay in the engine
                 for ticket in tickets:
                     ticket.cancel()
+                self._engine.reap()
                 raise
         return results if several else results[0]
+
+
+def _floats(name: str, values: Floats) -> Floats:
+    try:
+        return np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"{name} is a {type(values).__name__} that is no array of numbers; give float32") from error
 
 
 def _expand(request: Request, prompt: str | Sequence[str], count: int) -> list[Request]:
@@ -216,6 +224,8 @@ def _expand(request: Request, prompt: str | Sequence[str], count: int) -> list[R
         raise ConfigError(f"count is {count} beside a list of {len(prompt)} prompts; give one of the two")
     else:
         prompts = list(prompt)
+    if request.noise is not None and len(prompts) > 1:
+        raise ConfigError(f"noise was given for {len(prompts)} results, which would share it; run them one by one")
     if not prompts:
         raise ConfigError("the list of prompts is empty; give at least one prompt")
     return [replace(request, prompt=text, seed=request.seed + index) for index, text in enumerate(prompts)]

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What ``on_step`` receives after each interval of the schedule.
+    """What ``on_step`` receives after each interval of the schedule. It runs inside the engine's step, which waits.
 
     step: intervals done, from 1. steps: intervals in all. sigma: noise level reached, 1 down to 0.
-    preview: call it for small pictures of the current clean estimate, one per generated picture frame.
+    preview: call it, before ``on_step`` returns, for small pictures of the current clean estimate, one per generated
+    picture frame.
     """
 
     step: int

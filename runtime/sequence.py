@@ -72,7 +72,7 @@ def start(job: Job, components: Components, store: ConditioningStore) -> Sequenc
     held: list[Conditioning] = []
     try:
         held.extend(store.acquire(branch.prompt, levels, seconds) for branch in job.branches)
-    except Exception:
+    except BaseException:
         for conditioning in held:
             store.release(conditioning)
         raise

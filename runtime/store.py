@@ -39,13 +39,15 @@ class ConditioningStore:
         try:
             if held.text.fresh or held.modulation.fresh:
                 self._fill(held, self._components.condition(hidden, noise_levels, seconds))
-        except Exception:
+        except BaseException:
             self.release(held)
             raise
         return held
 
     def _fill(self, held: Conditioning, made: dict[str, Array]) -> None:
-        self._denoiser.reserve(text=self._text.capacity, rows=self._rows.capacity)
+        text, rows = self._text.required, self._rows.required
+        self._denoiser.reserve(text=text, rows=rows)  # may be out of memory: then nothing has grown
+        self._text.capacity, self._rows.capacity = text, rows
         if held.text.fresh:
             self._denoiser.write_text(held.text.begin, made["text_k"], made["text_v"])
             held.text.fresh = False

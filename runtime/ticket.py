@@ -38,7 +38,8 @@ class Ticket:
         """Return the result, driving the engine's loop if nobody else does.
 
         Args:
-            timeout: seconds to wait at most; None waits as long as it takes.
+            timeout: seconds after which to stop waiting, None for never. Who drives the loop finishes the call under
+                way first.
         Raises: the request's own error; CancelledError; FramertError when the time is over.
         """
         if not self.done:

@@ -64,11 +64,19 @@ def _check(samples: Array, timesteps: Array, text: Array, text_mask: Array, mani
     batch, frames, _, height, width = samples.shape
     if height % model.patch or width % model.patch or not samples.size:
         raise ShapeError(f"samples is {height}x{width}; both must be multiples of {model.patch}, and none empty")
+    if frames > model.max_frames or max(height, width) > model.max_positions * model.patch:
+        raise ShapeError(
+            f"samples has {frames} frames of {height}x{width}; at most {model.max_frames} frames and "
+            f"{model.max_positions * model.patch} latent pixels a side"
+        )
     if timesteps.shape != (frames,):
         raise ShapeError(f"timesteps has shape {timesteps.shape}; give one per frame, ({frames},)")
     if text.ndim != 3 or text.shape[0] != batch or text.shape[2] != model.text_width:
         raise ShapeError(f"text has shape {text.shape}; give ({batch}, length, {model.text_width})")
     if text_mask.shape != text.shape[:2]:
         raise ShapeError(f"text_mask has shape {text_mask.shape}; give {text.shape[:2]}")
+    for name, values in (("samples", samples), ("timesteps", timesteps), ("text", text)):
+        if not np.isfinite(np.asarray(values, np.float32)).all():
+            raise ShapeError(f"{name} holds NaN or infinity; check where it was made")
     if not text_mask.astype(bool).any(axis=1).all():
         raise ShapeError("text_mask leaves a sample without any text; even an empty prompt has its end token")
