@@ -175,6 +175,8 @@ class Bundle:
             check_files: compare size and sha256 of every file with the manifest.
         Raises: BundleError that says what is wrong and what would mend it.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise BundleError(f"the bundle is given as a {type(path).__name__}; give the path of its folder")
         folder = Path(path)
         manifest = _read_manifest(folder)
         if missing := [name for name in GRAPHS if name not in manifest.graphs]:

@@ -3,6 +3,7 @@
     python benchmarks/blocks/gallery.py BUNDLE -o demo
 
 Writes demo/index.html with demo/images, and demo/gallery.png, one contact sheet. Nothing is picked: scenes are seeded.
+demo/inputs holds the first scene's pictures, to try the command line on.
 """
 
 import argparse
@@ -122,6 +123,14 @@ def write_page(shown: list[Card], folder: Path, bundle: Path) -> None:
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
+def write_inputs(frames: SceneFrames, folder: Path) -> None:
+    """Write pictures of a scene for a newcomer to run tasks on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("picture", "depth", "semantic", "blur"):
+        picture_of(frames.pictures[name]).save(folder / f"{name}.png")
+    Image.fromarray(frames.hole).save(folder / "hole.png")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("bundle", type=Path)
@@ -148,6 +157,7 @@ def main() -> int:
     assert "torch" not in sys.modules, "running a bundle must not import torch"
     given.output.mkdir(parents=True, exist_ok=True)
     write_page(shown, given.output, given.bundle)
+    write_inputs(scene_frames(FIRST_SCENE), given.output / "inputs")
     contact_sheet(shown).save(given.output / "gallery.png")
     print(f"{given.output / 'index.html'}\n{given.output / 'gallery.png'}")
     return 0
