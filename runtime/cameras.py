@@ -165,8 +165,8 @@ class Cameras:
         return frame.transpose(0, 2, 1).reshape(len(self), RAY_CHANNELS, side, side).astype(np.float32)
 
     @classmethod
-    def from_rays(cls, rays: NDArray[Any], focal: float | None = DEFAULT_FOCAL) -> "Cameras":
-        """Estimate the cameras of ray frames, noisy ones included; relative to view 0.
+    def from_rays(cls, rays: NDArray[Any], focal: float | None = DEFAULT_FOCAL, *, rebase: bool = True) -> "Cameras":
+        """Estimate the cameras of ray frames, noisy ones included.
 
         The centre is the point closest to all rays (least squares). With a known focal length the rotation is the
         best fit (Procrustes) of a centred camera's rays to the frame's; without one, a homography is fitted and
@@ -174,6 +174,8 @@ class Cameras:
 
         Args:
             rays: (n, 16, side, side). focal: in image sides, or None to estimate it and the principal point.
+            rebase: return poses relative to the first of these frames, which is right where that is view 0. Rays are
+                in the world of view 0 up to their noise: give False where view 0 is not among them.
         Raises: TaskError for other shapes, values that are not finite, or rays without a direction.
         """
         rays = np.asarray(rays, np.float64)
@@ -202,7 +204,8 @@ class Cameras:
                 lenses[view] = focal
             rotation = _best_rotation(_view_rays(side, lenses[view], principal[view]), d)
             pose[view, :3, :3], pose[view, :3, 3] = FLIP @ rotation @ FLIP, FLIP @ centre
-        return cls(pose, lenses, principal, residual).relative()
+        found = cls(pose, lenses, principal, residual)
+        return found.relative() if rebase else found
 
     def to_json(self) -> str:
         """The cameras as JSON text; ``from_json`` reads it back to the last bit."""

@@ -29,9 +29,12 @@ class Result:
     images: one picture per generated picture frame. pixels: the same before rounding, (n, h, w, 3) float32 in 0..1.
     latents: (generated frames, channels, h/8, w/8) float32, in the transformer's scale, ray frames included.
     depth: (h, w) float32 in 0..1, near is 1. masks: name -> (h, w) bool. boxes: name -> (left, top, right, bottom) in
-    pixels, or None where the colour is absent. cameras: of the generated ray frames, relative to view 0.
+    pixels, or None where the colour is absent. cameras: of the generated ray frames in order, relative to view 0,
+    whose rays may be given ones; the estimate of view 0 itself is the identity.
     timings: seconds per graph, "denoiser" shared with whoever ran in the same calls, and "total".
-    settings: everything needed to repeat the result.
+    settings: with the pictures (and the noise, if it was given) everything needed to repeat the result: the arguments
+    of run() or generate() under their names, cameras as Cameras.to_json lists them. "full_prompt" is what they made
+    the model read.
     """
 
     images: list[Image]
@@ -72,7 +75,7 @@ def finish(sequence: Sequence, components: Components, submitted: float) -> Resu
     rays = [frame for frame, kind in zip(latents, kinds, strict=True) if kind == "rays"]
     pixels = np.stack(pictures) if pictures else np.zeros((0, job.size[1], job.size[0], 3), np.float32)
     with clocked(seconds, "outputs"):
-        cameras = Cameras.from_rays(np.stack(rays)) if rays else None
+        cameras = Cameras.from_rays(np.stack(rays), rebase=bool(composition.mask[1])) if rays else None
         wanted, names = composition.output, composition.colors
         result = Result(
             images=[to_picture(picture) for picture in pictures],

@@ -98,6 +98,15 @@ def test_cameras_come_back_from_their_rays(side, known):
     np.testing.assert_array_equal(found.camera_to_world[0], np.eye(4))
 
 
+def test_cameras_without_the_first_view_stay_in_its_world():
+    """What is left when view 0's rays are given ones: the later cameras must still be relative to it."""
+    cameras = orbit(4)
+    found = Cameras.from_rays(cameras.rays(8)[2:], rebase=False)
+    np.testing.assert_allclose(found.camera_to_world, cameras.relative().camera_to_world[2:], atol=1e-5)
+    rebased = Cameras.from_rays(cameras.rays(8)[2:])
+    np.testing.assert_allclose(rebased.camera_to_world, cameras[2:].relative().camera_to_world, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_any_intrinsics_come_back_from_their_rays(seed):
     cameras = random_cameras(3, seed)
