@@ -22,7 +22,8 @@ class Job:
     """What the engine runs for one request.
 
     size: (width, height) in pixels. shape: latents of the whole sequence, (frames, channels, h, w).
-    branches: the guidance branches, each with its prompt. settings: everything needed to repeat the request.
+    branches: the guidance branches, each with its prompt. settings: everything but the pictures and a given noise that
+    is needed to repeat the request, see Result.
     """
 
     request: Request
@@ -90,25 +91,35 @@ def prepare(request: Request, manifest: Manifest) -> Job:
         evaluations=tuple(solver(schedule.sigmas.tolist())),
         branches=guidance.classifier_free(composition.prompt, request.negative_prompt, scale),
         settings={
-            "task": request.task,
-            "prompt": composition.prompt,
+            **_frame_settings(request, composition),
             "negative_prompt": request.negative_prompt,
-            "mask": list(composition.mask),
             "steps": schedule.steps,
             "guidance": float(scale),
             "solver": request.solver,
             "size": list(size),
-            "seed": request.seed,
-            "noise": "given" if request.noise is not None else "seed",
-            **_camera_settings(composition),
+            "seed": int(request.seed),
+            **({} if request.noise is None else {"noise": "given"}),
+            "full_prompt": composition.prompt,
         },
     )
 
 
-def _camera_settings(composition: Composition) -> dict[str, Any]:
-    if composition.cameras is None:
-        return {}
-    return {"cameras": json.loads(composition.cameras.to_json())["cameras"]}
+def _frame_settings(request: Request, composition: Composition) -> dict[str, Any]:
+    """What decides the frames and the prompt, as the caller gave it: arguments of run(), or of generate()."""
+    given: dict[str, Any] = {"prompt": request.prompt}
+    if request.task is None:
+        given |= {"mask": list(composition.mask), "multiview": composition.multiview}
+    else:
+        given = {"task": request.task} | given
+    if request.colors:
+        given["colors"] = {thing: str(color) for thing, color in request.colors.items()}
+    if request.captions:
+        given["captions"] = list(request.captions)
+    if request.item:
+        given["item"] = request.item
+    if composition.cameras is not None:
+        given["cameras"] = json.loads(composition.cameras.to_json())["cameras"]
+    return given
 
 
 def _compose(request: Request) -> Composition:
