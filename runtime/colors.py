@@ -39,8 +39,8 @@ def hexadecimal(color: Rgb) -> str:
 def check_legend(legend: object) -> dict[str, str]:
     """Return {thing: colour name} from {thing: colour name or #RRGGBB}, in the same order.
 
-    Raises: TaskError if it is empty, names an unknown colour, uses one twice, or a thing's name would break the
-    prompt's syntax.
+    Raises: TaskError if it is empty, names an unknown colour, uses one twice or names a thing twice, or a thing's name
+    would break the prompt's syntax.
     """
     if not isinstance(legend, Mapping) or not legend:
         raise TaskError(f"colors is {legend!r}; give at least one thing and its colour, such as {{'red cube': 'cyan'}}")
@@ -56,5 +56,7 @@ def check_legend(legend: object) -> dict[str, str]:
             raise TaskError(f"colors gives {thing!r} the colour {color!r}; known are {', '.join(COLORS)}: {hint}")
         if name in names.values():
             raise TaskError(f"colors uses {name} for two things; give each thing a colour of its own")
+        if thing.strip() in names:
+            raise TaskError(f"colors names {thing.strip()!r} twice; give each thing one colour")
         names[thing.strip()] = name
     return names

@@ -35,6 +35,8 @@ EPILOG = """examples:
       --azimuth 0,20,40 --elevation 20 --distance 3 -o views.png
   framert run blocks.bundle camera_pose --image views-0.png --image views-1.png -o cameras.json"""
 
+MAX_COUNT = 1000  # results of one call, all of which are held until they are written
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder that framert export made")
@@ -70,7 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--guidance", type=float, metavar="NUMBER", help="strength of the prompt; 1 or less is none")
     how.add_argument("--solver", default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)} (default euler)")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
-    how.add_argument("--count", type=int, default=1, metavar="N", help="results to make, with seeds SEED, SEED + 1, ..")
+    how.add_argument(
+        "--count",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"results to make (up to {MAX_COUNT}), with seeds SEED, SEED + 1, ..",
+    )
     how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
     how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print files, settings, timings and results as JSON")
@@ -117,10 +125,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace, keywords: dict[str, Any]) -> None:
     """Refuse a bad call before anything is loaded or computed."""
-    if arguments.count < 1:
-        raise ConfigError(f"count is {arguments.count}; give a whole number of at least 1")
+    if not 1 <= arguments.count <= MAX_COUNT:
+        raise ConfigError(f"count is {arguments.count}; give a whole number of at least 1 and at most {MAX_COUNT}")
     manifest = Bundle.open(arguments.bundle, check_files=False).manifest
     job = prepare(Request(task=arguments.task, prompt=arguments.prompt, **keywords), manifest)
+    if arguments.seed + arguments.count > 2**63:
+        raise ConfigError(
+            f"seed {arguments.seed} and count {arguments.count} go beyond the largest seed, 2^63 - 1; "
+            "give a smaller --seed or --count"
+        )
     contents = output.Contents.of_composition(job.composition)
     output.check(output.plan(arguments.output, [contents] * arguments.count), force=arguments.force)
 

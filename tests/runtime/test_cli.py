@@ -131,7 +131,7 @@ def test_run_prints_files_and_keeps_the_rest_on_stderr(call, golden_bundle, tmp_
     pipe = framert.load(golden_bundle)
     result = pipe.run(
         settings["task"],
-        prompt="a red cube",
+        prompt=settings["prompt"],
         size=settings["size"],
         steps=settings["steps"],
         guidance=settings["guidance"],
@@ -194,6 +194,25 @@ def test_existing_output_is_refused_before_anything_runs(call, golden_bundle, tm
     code, _, err = call(*words)
     assert code == 2
     assert "out.npy exists" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--count", 2, "--seed", 2**63 - 1), "seed 9223372036854775807 and count 2 go beyond the largest seed"),
+        (("--seed", 2**63), "seed is 9223372036854775808; give a whole number from 0 to 2^63 - 1"),
+        (("--count", 1001), "count is 1001; give a whole number of at least 1 and at most 1000"),
+        (("--count", 10**12), "at most 1000"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_counts_and_seeds_are_checked_before_loading(call, golden_bundle, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr("framert.runtime.cli.run.load", lambda *_, **__: pytest.fail("loaded before the check"))
+    code, out, err = call("run", golden_bundle, "text_to_image", "--prompt=x", "-o", tmp_path / "out.png", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_passes_its_options_on(call, monkeypatch):

@@ -199,6 +199,7 @@ def test_raw_frames_without_cameras(multiview, mask, kinds, output, steps, size_
         ("image_to_semantic", 1, {"colors": {"cube": "zzz"}}, "known are red"),
         ("image_to_semantic", 1, {"colors": {"cube": (1, 2, 3)}}, "known are red"),
         ("image_to_semantic", 1, {"colors": {"a": "cyan", "b": "#00ffff"}}, "cyan for two things"),
+        ("image_to_semantic", 1, {"colors": {"cube": "cyan", "cube ": "red"}}, "colors names 'cube' twice"),
         ("image_to_semantic", 1, {"colors": {"a>b": "cyan"}}, "without <"),
         ("image_to_semantic", 1, {"colors": {" ": "cyan"}}, "without <"),
         ("inpaint", 1, {}, "needs hole"),
