@@ -262,6 +262,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that becomes ``path`` when the block ends without an error.
 
+    Folders above ``path`` are made where they are missing, and are gone again after an error.
+
     Raises: BundleError if something stands at ``path`` and ``force`` is false, or is not a bundle; or the disk is full.
     """
     final = Path(path)
@@ -270,10 +272,13 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
             raise BundleError(f"{final} exists; give another -o, or --force to replace it")
         if not (final / MANIFEST).is_file():
             raise BundleError(f"{final} exists and is not a bundle, so it is not replaced; give another -o")
+    missing: list[Path] = []
     try:
+        missing += [folder for folder in (final.parent, *final.parent.parents) if not folder.exists()]  # deepest first
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
+        _remove_empty(missing)
         raise BundleError(f"cannot write {final}: {error.strerror}; give an -o in a folder you can write") from error
     try:
         yield temporary
@@ -286,6 +291,13 @@ def new_bundle(path: str | os.PathLike[str], *, force: bool = False) -> Iterator
         raise BundleError(f"cannot write {final}: {error.strerror or error}; nothing was changed there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(missing)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _replace_folder(new: Path, final: Path) -> None:

@@ -127,6 +127,34 @@ def test_nothing_is_half_written(
     Bundle.open(before)
 
 
+@pytest.mark.parametrize("what", ["no checkpoint", "a tensor", "the tokenizer", "interrupted"])
+@pytest.mark.usefixtures("fast")
+def test_folders_made_for_the_output_go_with_a_failure(
+    what: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> Graph:
+        raise KeyboardInterrupt
+
+    if what == "a tensor":
+        (checkpoint / "vae/diffusion_pytorch_model.safetensors").unlink()
+    elif what == "the tokenizer":
+        (checkpoint / "tokenizer/spiece.model").unlink()
+    elif what == "interrupted":
+        monkeypatch.setattr(pipeline, "_export_graph", interrupt)
+    source = "nope/none/x" if what == "no checkpoint" else checkpoint
+    (tmp_path / "mine").mkdir()
+    for output in ("aa/bb/cc", "mine/aa/cc"):
+        with pytest.raises(KeyboardInterrupt if what == "interrupted" else CheckpointError):
+            export(source, tmp_path / output, progress=False)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint", "mine"]
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.usefixtures("fast")
+def test_folders_above_the_output_are_made(checkpoint: Path, tmp_path: Path) -> None:
+    Bundle.open(export(checkpoint, tmp_path / "aa/bb/cc", progress=False))
+
+
 @pytest.mark.usefixtures("fast")
 def test_a_full_disk_is_one_sentence(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Graph:
