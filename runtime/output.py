@@ -12,6 +12,7 @@ Settings, seed included, are JSON in the text chunk "framert" of a PNG, and in t
 WebP where they fit into its 64 kB.
 """
 
+import contextlib
 import errno
 import io
 import json
@@ -169,15 +170,35 @@ def write(
         for result, files in zip(results, targets, strict=True):
             for file, data in _encode(result, files, extra or {}):
                 staged[file] = _stage(file, data)
-        for file, temporary in staged.items():
-            try:
-                temporary.replace(file)
-            except OSError as error:
-                raise _refusal(file, error) from error
+        _place(staged)
     finally:
         for temporary in staged.values():
             temporary.unlink(missing_ok=True)
     return targets
+
+
+def _place(staged: Mapping[Path, Path]) -> None:
+    """Rename finished files to their final names. What stood there is set aside until all are in place."""
+    aside: dict[Path, Path] = {}  # final name -> the old file beside it
+    try:
+        for file, temporary in staged.items():
+            try:
+                if os.path.lexists(file):
+                    aside[file] = _hidden(file)
+                    file.rename(aside[file])
+                temporary.replace(file)
+            except OSError as error:
+                raise _refusal(file, error) from error
+    except BaseException:  # an interrupt too
+        for file, temporary in staged.items():
+            if not temporary.exists():  # it is in place
+                file.unlink(missing_ok=True)
+            if file in aside and os.path.lexists(aside[file]):
+                aside[file].replace(file)
+        raise
+    for old in aside.values():
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
 def _encode(result: "Result", files: Targets, extra: Mapping[str, Any]) -> "list[tuple[Path, bytes]]":
@@ -231,7 +252,7 @@ def _picture(image: Image.Image, suffix: str, text: str) -> bytes:
 
 def _stage(file: Path, data: bytes) -> Path:
     """Write ``data`` beside ``file``, to the disk. Raises: OutputError; nothing is left then."""
-    temporary = file.with_name(f".{secrets.token_hex(8)}.part")
+    temporary = _hidden(file)
     try:
         with temporary.open("xb") as stream:
             stream.write(data)
@@ -244,6 +265,11 @@ def _stage(file: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _hidden(file: Path) -> Path:
+    """A new name in the folder of ``file``."""
+    return file.with_name(f".{secrets.token_hex(8)}.part")
 
 
 def _refusal(file: Path, error: Exception) -> OutputError:

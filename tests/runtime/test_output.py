@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +221,40 @@ def test_full_disk_at_the_second_file_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"out-1\.png: No space left"):
         make(3).save(tmp_path / "out.png")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EACCES, "Permission denied"), KeyboardInterrupt()], ids=type)
+@pytest.mark.parametrize("failing", ["out-0.png", "out-1.png", "out-2.png"])
+def test_old_files_come_back_when_a_new_one_cannot_take_its_place(tmp_path, monkeypatch, failing, failure):
+    for name in ("out-0.png", "out-2.png"):
+        (tmp_path / name).write_text(f"my {name}")
+    real, refused = Path.replace, []
+
+    def replace(self, target):
+        if Path(target).name == failing and not refused:  # once: what puts the old file back may pass
+            refused.append(target)
+            raise failure
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OutputError if isinstance(failure, OSError) else KeyboardInterrupt):
+        make(3).save(tmp_path / "out.png", force=True)
+    assert refused
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: f"my {name}" for name in ("out-0.png", "out-2.png")
+    }
+
+
+def test_replaced_files_leave_nothing_beside_the_new_ones(tmp_path):
+    make(3, seed=1).save(tmp_path / "out.png")
+    (tmp_path / "out-1.png").unlink()
+    (tmp_path / "out-1.png").symlink_to(tmp_path / "out-0.png")
+    make(3, seed=2).save(tmp_path / "out.png", force=True)
+    assert names(tmp_path) == ["out-0.png", "out-1.png", "out-2.png"]
+    assert not (tmp_path / "out-1.png").is_symlink()
+    for index, image in enumerate(make(3, seed=2).images):
+        with Image.open(tmp_path / f"out-{index}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(image))
 
 
 def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
