@@ -1,6 +1,5 @@
 """Weights of a graph, read and computed one at a time while they are written."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +77,6 @@ def write_model(
             for entry, text in (("location", data_file), ("offset", stream.tell()), ("length", weight.size)):
                 tensor.external_data.add(key=entry, value=str(text))
             _write_values(weight, stream)
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED) if hasattr(os, "posix_fadvise") else None
     (folder / graph_file).write_bytes(proto.SerializeToString())
     return (graph_file, data_file)
 

@@ -193,3 +193,28 @@ def test_damage_is_one_sentence(checkpoint: Path, damage: object, words: tuple[s
 def test_no_such_checkpoint(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*OWNER/NAME"):
         open_checkpoint(source)
+
+
+def test_a_hub_name_is_downloaded_without_code_or_pickles(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    opened = open_checkpoint("someone/something")
+    assert (opened.name, opened.folder) == ("someone/something", checkpoint)
+    ((name, patterns),) = asked
+    assert name == "someone/something"
+    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in patterns)
+
+
+def test_a_failed_download_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        raise OSError("offline\nand a long story")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(CheckpointError, match=r"someone/something.* cannot be downloaded \(offline\)") as caught:
+        open_checkpoint("someone/something")
+    assert "\n" not in str(caught.value)
