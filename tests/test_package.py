@@ -1,6 +1,7 @@
 """The package as a whole: who may import whom, what a plain import costs, and what a wheel holds."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -34,9 +35,61 @@ def imports(path):
         yield from ((name, id(node) in at_import) for name in names)
 
 
+def strings(path):
+    """Yield the literal strings of a file, and the literal parts of its f-strings."""
+    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+    yield from (node.value for node in nodes if isinstance(node.value, str))
+
+
+def export_strings(path):
+    """Return the strings that import_module would take for modules of framert.export."""
+    return [text for text in strings(path) if re.match(r"framert\.export(\.|$)", text)]
+
+
+def beyond_the_contract(path):
+    """Return the modules of runtime, other than bundle and errors, that are imported or named for import_module."""
+    named = [text for text in strings(path) if re.fullmatch(r"[\w.]+", text)]
+    runtime = [name for name in (*(name for name, _ in imports(path)), *named) if name.startswith("framert.runtime")]
+    return [name for name in runtime if not re.fullmatch(r"framert\.runtime(\.(bundle|errors)(\..*)?)?", name)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from framert.runtime.bundle import sha256", []),
+        ("import framert.runtime.errors", []),
+        ("import framert", []),
+        ("from framert.runtime import bundle", []),
+        ("from framert.runtime import tokenizer", ["framert.runtime.tokenizer"]),
+        ("from framert.runtime.tables import x", ["framert.runtime.tables", "framert.runtime.tables.x"]),
+        ("import framert.runtime.bundle_more", ["framert.runtime.bundle_more"]),
+        ("import_module('framert.runtime.tasks')", ["framert.runtime.tasks"]),
+    ],
+)
+def test_imports_beyond_the_contract_are_seen(text, found, tmp_path):
+    (tmp_path / "module.py").write_text(text)
+    assert beyond_the_contract(tmp_path / "module.py") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import_module('framert.export.pipeline')", ["framert.export.pipeline"]),
+        ("import_module(f'framert.export.{name}')", ["framert.export."]),
+        ("import_module('framert.export')", ["framert.export"]),
+        ("hint = \"pip install 'framert[export]'; framert export\"", []),
+    ],
+)
+def test_strings_that_import_export_are_seen(text, found, tmp_path):
+    (tmp_path / "module.py").write_text(text)
+    assert export_strings(tmp_path / "module.py") == found
+
+
 @pytest.mark.parametrize("path", modules("runtime"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_runtime_imports_little_and_never_export(path):
-    command = "cli" in path.relative_to(ROOT / "runtime").parts[0]
+    command = path.relative_to(ROOT / "runtime").parts[0] == "cli"
+    if not command:
+        assert not export_strings(path), f"{path.name} names modules of framert.export: only the command line may"
     for name, at_import in imports(path):
         if name.startswith("framert.export"):
             assert command, f"{path.name} imports {name}: only the command line may"
@@ -55,10 +108,7 @@ def test_kernels_import_neither_runtime_nor_export(path):
 
 @pytest.mark.parametrize("path", modules("export"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_export_imports_only_the_contract_of_runtime(path):
-    allowed = tuple(f"framert.runtime.{name}" for name in ("bundle", "errors", "tokenizer", "tables"))
-    for name, _ in imports(path):
-        if name.startswith("framert.runtime."):
-            assert name.startswith(allowed), f"{path.name} imports {name}"
+    assert not beyond_the_contract(path)
 
 
 def test_plain_import_is_light():
