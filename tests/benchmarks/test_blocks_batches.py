@@ -62,6 +62,8 @@ def test_another_autoencoder_scale_or_side_encodes_anew(encoded):
 
 def test_an_interrupted_write_is_not_taken_for_the_whole(encoded, monkeypatch):
     def save(target, array):
+        with target.open("wb") if isinstance(target, Path) else target as stream:
+            stream.write(b"half of it")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
