@@ -84,8 +84,7 @@ class Engine:
         """Check a request and queue it. Raises: TaskError, ConfigError, ImageError or ShapeError at once."""
         if not isinstance(request, Request):
             raise TaskError(f"submit() was given a {type(request).__name__}; give a framert.Request(task=..., ...)")
-        if request.on_step is not None and not callable(request.on_step):
-            raise ConfigError(f"on_step is {request.on_step!r}; give a function of one framert StepInfo, or None")
+        check_callback(request.on_step)
         job = prepare(request, self._manifest)
         if request.noise is not None:  # the caller may reuse the buffer
             job = replace(job, request=replace(request, noise=np.array(request.noise, np.float32)))
@@ -304,3 +303,9 @@ class Engine:
             self._running.remove(entry)
             for held in entry.running.held:
                 self._store.release(held)
+
+
+def check_callback(on_step: object) -> None:
+    """Raises: ConfigError if ``on_step`` is neither None nor something to call."""
+    if on_step is not None and not callable(on_step):
+        raise ConfigError(f"on_step is {on_step!r}; give a function of one framert StepInfo, or None")

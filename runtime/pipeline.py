@@ -15,7 +15,7 @@ from framert.runtime.bundle import Bundle, Manifest
 from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components
 from framert.runtime.config import EngineConfig
-from framert.runtime.engine import Engine
+from framert.runtime.engine import Engine, check_callback
 from framert.runtime.errors import ConfigError, ShapeError, TaskError
 from framert.runtime.images import ImageSource
 from framert.runtime.job import check_seed
@@ -192,7 +192,7 @@ class Pipeline:
     def _run(self, request: Request, prompt: str | Sequence[str], count: int, progress: bool) -> Any:
         several = not isinstance(prompt, str) or count != 1
         requests = _expand(request, prompt, count)
-        with _progress(requests, progress) as shown:
+        with _Progress(requests, progress) as shown:
             tickets: list[Ticket] = []
             try:
                 tickets.extend(self._engine.submit(item) for item in shown)
@@ -231,7 +231,7 @@ def _expand(request: Request, prompt: str | Sequence[str], count: int) -> list[R
     return [replace(request, prompt=text, seed=request.seed + index) for index, text in enumerate(prompts)]
 
 
-class _progress:
+class _Progress:
     """A bar over the intervals of all requests, fed by their ``on_step``."""
 
     def __init__(self, requests: list[Request], shown: bool) -> None:
@@ -245,6 +245,8 @@ class _progress:
         self._bar.close()
 
     def _wrap(self, inner: OnStep | None) -> OnStep:
+        check_callback(inner)
+
         def on_step(info: StepInfo) -> None:
             self._bar.total = info.steps * len(self._requests)
             self._bar.update()

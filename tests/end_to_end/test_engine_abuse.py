@@ -179,7 +179,9 @@ def test_a_cut_prompt_warns_every_time(pipe):
         pipe.run("text_to_image", prompt="word", steps=1, size=(32, 32))
 
 
-def test_other_things_than_requests_are_refused(engine):
+def test_other_things_than_requests_are_refused(engine, pipe):
+    with pytest.raises(ConfigError, match="on_step is 5"):
+        pipe.run("text_to_image", prompt="a", on_step=5)
     with pytest.raises(TaskError, match="submit\\(\\) was given a str"):
         engine.submit("text_to_image")
     with pytest.raises(ConfigError, match="on_step is 5"):
