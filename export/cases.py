@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from framert.runtime.bundle import Manifest, ModelSpec
+from framert.runtime.manifest import Manifest, ModelSpec
 
 Array = NDArray[Any]
 Case = dict[str, Array]

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from framert.runtime.bundle import Bundle, TensorSpec
+from framert.runtime.bundle import Bundle
+from framert.runtime.manifest import TensorSpec
 
 
 def describe(bundle: str | os.PathLike[str]) -> dict[str, Any]:

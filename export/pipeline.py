@@ -18,8 +18,9 @@ from framert.export.plan import GUIDANCE_BRANCHES, GraphPlan, plan_graphs
 from framert.export.tokenizer import write_tokenizer
 from framert.export.trace import name_ends, parameters, stored_shapes, trace
 from framert.export.weights import Weight, write_model
-from framert.runtime.bundle import Graph, Manifest, ModelSpec, ScheduleSpec, file_specs, new_bundle, write_manifest
+from framert.runtime.bundle import file_specs, new_bundle, write_manifest
 from framert.runtime.errors import ConfigError
+from framert.runtime.manifest import Graph, Manifest, ModelSpec, ScheduleSpec
 
 FAMILY = "onediffusion"
 PROMPT_TOKENS = 300  # what the published pipeline tokenizes to

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from framert.export import traced
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
-from framert.runtime.bundle import TensorSpec
+from framert.runtime.manifest import TensorSpec
 
 # Branches of guidance_index: fixed, so that a result does not depend on who else is in the pack.
 GUIDANCE_BRANCHES = 4

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from framert.export.plan import GraphPlan
-from framert.runtime.bundle import TensorSpec
+from framert.runtime.manifest import TensorSpec
 
 OPSET = 23  # the first with RMSNormalization
 # Example sizes of the free axes, all different so that no two are taken for one.

@@ -10,153 +10,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
 
 from framert.runtime.errors import BundleError
+from framert.runtime.manifest import FORMAT, FileSpec, Manifest
 
-FORMAT = 1
 MANIFEST = "manifest.json"
-Spec = TypeVar("Spec", bound="ModelSpec | ScheduleSpec | FileSpec | Graph | Manifest")
 GRAPHS = ("text_encoder", "vae_encoder", "conditioner", "denoiser", "vae_decoder")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSpec:
-    """One graph input or output. shape holds sizes, and names where the size is free."""
-
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Graph:
-    """One graph of a bundle. files: the graph first, then the external data it reads."""
-
-    files: tuple[str, ...]
-    precision: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """What the runtime must know of the transformer and the autoencoder to fill the tables."""
-
-    hidden_size: int
-    depth: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    softcap: float
-    patch: int  # side of a token in latent pixels
-    latent_channels: int
-    vae_factor: int  # picture pixels per latent pixel
-    scaling_factor: float  # transformer's latent = encoder's latent * scaling_factor; shift_factor is never used
-    text_width: int
-    max_positions: int  # largest latent row or column, in tokens
-    max_frames: int
-
-    @property
-    def multiple(self) -> int:
-        """Picture sides must be multiples of this."""
-        return self.patch * self.vae_factor
-
-    @property
-    def max_side(self) -> int:
-        """Largest side of a picture, in pixels."""
-        return self.max_positions * self.multiple
-
-    @property
-    def token_width(self) -> int:
-        return self.patch * self.patch * self.latent_channels
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleSpec:
-    """Constants of the flow-matching schedule; sequence lengths are in tokens."""
-
-    num_train_timesteps: int
-    base_shift: float
-    max_shift: float
-    base_image_seq_len: int
-    max_image_seq_len: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileSpec:
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """Everything manifest.json says. verified and provenance are records for people, the rest is relied on."""
-
-    family: str
-    native_side: int
-    model: ModelSpec
-    schedule: ScheduleSpec
-    prompt_tokens: int  # a prompt is truncated to this many tokens, end token included
-    guidance_branches: int  # width of guidance_index
-    target: Mapping[str, str]
-    graphs: Mapping[str, Graph]
-    files: Mapping[str, FileSpec]
-    verified: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
-        """Raises: KeyError, TypeError or ValueError if a field is missing, unknown or of another type."""
-        graphs = {
-            name: Graph(
-                files=tuple(graph["files"]),
-                precision=graph["precision"],
-                inputs=_tensors(graph["inputs"]),
-                outputs=_tensors(graph["outputs"]),
-            )
-            for name, graph in data["graphs"].items()
-        }
-        rest = {key: value for key, value in data.items() if key not in {"model", "schedule", "graphs", "files"}}
-        return _checked(
-            cls(
-                model=_checked(ModelSpec(**data["model"])),
-                schedule=_checked(ScheduleSpec(**data["schedule"])),
-                graphs={name: _checked(graph) for name, graph in graphs.items()},
-                files={name: _checked(FileSpec(**spec)) for name, spec in data["files"].items()},
-                **rest,
-            )
-        )
-
-
-def _checked(spec: Spec) -> Spec:
-    """Return ``spec`` if its numbers and texts are what their fields say. Raises: TypeError that names the field."""
-    for item in fields(spec):
-        value = getattr(spec, item.name)
-        if item.type in (int, float):
-            kinds = (int,) if item.type is int else (int, float)
-            least = 1 if item.type is int and item.name != "size" else 0  # only a file may be empty
-            good = isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
-        elif item.type is str:
-            good = isinstance(value, str)
-        elif get_origin(item.type) is Mapping:
-            texts = value.values() if item.type == Mapping[str, str] and isinstance(value, Mapping) else ()
-            good = isinstance(value, Mapping) and all(isinstance(text, str) for text in texts)
-        else:
-            good = True
-        if not good:
-            raise TypeError(f"{item.name} is {value!r}")
-    return spec
-
-
-def _tensors(data: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {name: TensorSpec(dtype=spec["dtype"], shape=tuple(spec["shape"])) for name, spec in data.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ import numpy as np
 
 from framert.runtime import guidance, solvers, tasks
 from framert.runtime.arrays import Floats
-from framert.runtime.bundle import Manifest, ModelSpec
 from framert.runtime.errors import ConfigError, ShapeError, TaskError
 from framert.runtime.images import aspect_size, check_size
+from framert.runtime.manifest import Manifest, ModelSpec
 from framert.runtime.request import Request
 from framert.runtime.schedule import Schedule
 from framert.runtime.solvers.evaluation import Evaluation

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from framert.runtime import backends, velocity
 from framert.runtime.arrays import Array, Floats
 from framert.runtime.backends.base import Backend
-from framert.runtime.bundle import Bundle, Manifest
+from framert.runtime.bundle import Bundle
 from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components
 from framert.runtime.config import EngineConfig
@@ -19,6 +19,7 @@ from framert.runtime.engine import Engine, check_callback
 from framert.runtime.errors import ConfigError, ShapeError, TaskError
 from framert.runtime.images import ImageSource
 from framert.runtime.job import check_seed
+from framert.runtime.manifest import Manifest
 from framert.runtime.request import Request, StepInfo
 from framert.runtime.result import Result
 from framert.runtime.ticket import Ticket

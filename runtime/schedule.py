@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from framert.runtime.bundle import ScheduleSpec
 from framert.runtime.errors import ConfigError
+from framert.runtime.manifest import ScheduleSpec
 
 MAX_STEPS = 1000
 

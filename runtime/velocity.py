@@ -7,9 +7,9 @@ import numpy as np
 from framert.runtime import tables
 from framert.runtime.arrays import Array, Floats
 from framert.runtime.backends.base import Backend
-from framert.runtime.bundle import Manifest
 from framert.runtime.components import Components
 from framert.runtime.errors import ShapeError
+from framert.runtime.manifest import Manifest
 from framert.runtime.patches import to_frames, to_tokens
 
 

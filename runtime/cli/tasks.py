@@ -4,7 +4,8 @@ import argparse
 import json
 from typing import Any
 
-from framert.runtime.bundle import Bundle, Manifest
+from framert.runtime.bundle import Bundle
+from framert.runtime.manifest import Manifest
 from framert.runtime.task_table import EXTRAS, TASKS, Task
 
 NAME = "tasks"

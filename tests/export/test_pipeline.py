@@ -14,8 +14,9 @@ from framert.export import pipeline
 from framert.export.checkpoint import open_checkpoint
 from framert.export.pipeline import export
 from framert.export.verify import table, verify
-from framert.runtime.bundle import Bundle, Graph
+from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BundleError, CheckpointError, ConfigError
+from framert.runtime.manifest import Graph
 
 Fake = Callable[..., Graph]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from framert.runtime.bundle import ScheduleSpec
 from framert.runtime.errors import ConfigError
+from framert.runtime.manifest import ScheduleSpec
 from framert.runtime.schedule import Schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
