@@ -67,12 +67,21 @@ def test_arena_shares_keys_and_never_overlaps():
         span = arena.acquire((int(random.integers(20)), length), length)
         span.fresh = False
         held.append(span)
+        arena.capacity = arena.required
         spans = {id(item): item for item in held}.values()
         used = np.zeros(arena.capacity, int)
         for item in spans:
             used[item.begin : item.begin + item.length] += 1
         assert used.max() == 1
         assert max(item.begin + item.length for item in spans) <= arena.capacity
+
+
+def test_arena_grows_only_when_the_caller_says_so():
+    arena = Arena(8)
+    span = arena.acquire("large", 40)
+    assert (arena.capacity, arena.required) == (8, 64)
+    arena.release(span)  # the store could not grow: the rows are forgotten
+    assert arena.required == 8
 
 
 def test_arena_keeps_released_rows_until_the_place_is_needed():
