@@ -13,9 +13,9 @@ from framert.runtime.tasks import TASKS
 # How often each task is drawn among those with its number of frames. What must obey words learns last: it gets more.
 WEIGHTS = {
     "text_to_image": 1.0,
-    "edit": 3.5, "semantic_to_image": 2.5, "image_to_semantic": 2.0, "boxes_to_image": 1.0, "image_to_boxes": 0.8,
-    "depth_to_image": 1.0, "image_to_depth": 1.0, "canny_to_image": 0.5, "image_to_canny": 0.4, "hed_to_image": 0.5,
-    "image_to_hed": 0.4, "pose_to_image": 0.5, "image_to_pose": 0.5, "deblur": 0.6, "inpaint": 1.0, "identity": 1.0,
+    "edit": 2.5, "semantic_to_image": 4.0, "image_to_semantic": 4.0, "boxes_to_image": 1.0, "image_to_boxes": 0.8,
+    "depth_to_image": 1.0, "image_to_depth": 0.7, "canny_to_image": 0.4, "image_to_canny": 0.3, "hed_to_image": 0.4,
+    "image_to_hed": 0.3, "pose_to_image": 0.4, "image_to_pose": 0.4, "deblur": 0.5, "inpaint": 1.0, "identity": 1.0,
     "subject": 0.8, "image_to_multiview": 1.5, "text_to_multiview": 0.5, "camera_pose": 1.5,
 }  # fmt: skip
 # Steps by number of frames in a sequence: all sequences of a step are equally long.
