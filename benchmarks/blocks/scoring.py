@@ -38,13 +38,18 @@ def colours_shown(picture: Float, frames: SceneFrames) -> dict[str, float]:
 
 
 def colours_in_place(picture: Float, frames: SceneFrames) -> dict[str, float]:
-    """Return the share of visible things whose own pixels mostly show their colour."""
+    """Return the share of visible things whose own pixels mostly show their colour, and of colours shown anywhere."""
     right = []
     for index, thing in enumerate(frames.story.scene.things):
         where = frames.rendering.thing == index
         if where.any():
             right.append(colour_share(picture, thing.colour, where) >= 0.5)
-    return {"colours": float(np.mean(right)), "psnr": decibels(picture, frames.pictures["picture"])}
+    anywhere = colours_shown(picture, frames)["colours"]
+    return {
+        "colours": float(np.mean(right)),
+        "colours_anywhere": anywhere,
+        "psnr": decibels(picture, frames.pictures["picture"]),
+    }
 
 
 def edit_score(picture: Float, frames: SceneFrames) -> dict[str, float]:
