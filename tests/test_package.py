@@ -47,7 +47,7 @@ def export_strings(path):
 
 
 def beyond_the_contract(path):
-    """Return the modules of runtime, other than bundle, manifest and errors, that are imported or named for import_module."""
+    """Return the modules of runtime beyond bundle, manifest and errors that are imported, or named in a string."""
     named = [text for text in strings(path) if re.fullmatch(r"[\w.]+", text)]
     runtime = [name for name in (*(name for name, _ in imports(path)), *named) if name.startswith("framert.runtime")]
     return [name for name in runtime if not re.fullmatch(r"framert\.runtime(\.(bundle|manifest|errors)(\..*)?)?", name)]
