@@ -79,9 +79,9 @@ def task_table(root: Path) -> str:
 
 
 def blocks_table(root: Path) -> str:
-    """Return the bundled model's scores beside their floors; nothing while there are none."""
+    """Return those of the bundled model's scores that have a floor; nothing while there are none. The card has all."""
     file = root / "models" / "blocks" / "scores.json"
-    return format_table(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else ""
+    return format_table(json.loads(file.read_text(encoding="utf-8")), floors_only=True) if file.exists() else ""
 
 
 BLOCKS: Mapping[str, Callable[[Path], str]] = {"step": step_table, "tasks": task_table, "blocks": blocks_table}

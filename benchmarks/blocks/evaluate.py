@@ -183,6 +183,7 @@ def evaluate(
         table[task] = {metric: float((np.median if metric in MEDIANS else np.mean)([row[metric] for row in rows]))
                        for metric in rows[0]}  # fmt: skip
         _add_ratios(table[task], scenes)
+        table[task]["scenes"] = len(rows)
     return table
 
 

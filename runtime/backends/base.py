@@ -46,8 +46,5 @@ class Backend(Protocol):
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run a graph other than the denoiser; loads it first where it is not loaded."""
 
-    def release(self, graph: str) -> None:
-        """Give back the memory of a graph; it loads again when it is next run."""
-
     def denoiser(self) -> Denoiser:
         """Return a new denoiser with empty arenas. Each engine has its own; the weights are shared."""

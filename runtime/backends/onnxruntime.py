@@ -73,9 +73,6 @@ class OnnxRuntimeBackend:
         except Exception as error:
             raise BackendError(f"onnxruntime failed in the graph {graph}: {_first_line(error)}") from error
 
-    def release(self, graph: str) -> None:
-        self._sessions.pop(graph, None)
-
     def denoiser(self) -> "OnnxRuntimeDenoiser":
         return OnnxRuntimeDenoiser(self, self._bundle)
 
