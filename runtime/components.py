@@ -1,5 +1,6 @@
 """The graphs around the denoiser, as functions of arrays: text, pictures in, conditioning, pictures out."""
 
+import hashlib
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.tokenizer import Tokenizer
 
 REMEMBERED_PROMPTS = 64
+REMEMBERED_PICTURES = 16
 
 
 class Components:
@@ -31,6 +33,7 @@ class Components:
         self._model = bundle.manifest.model
         self._tokenizer = Tokenizer(Path(bundle.path) / "tokenizer.json", bundle.manifest.prompt_tokens)
         self._hidden: OrderedDict[str, Floats] = OrderedDict()
+        self._latents: OrderedDict[bytes, Floats] = OrderedDict()
         self._remembering = threading.Lock()  # several engines share one pipeline's components
 
     def hidden_states(self, prompt: str, seconds: dict[str, float]) -> Floats:
@@ -61,11 +64,21 @@ class Components:
             return self._backend.run("conditioner", feeds)
 
     def encode(self, pixels: Floats, seconds: dict[str, float]) -> Floats:
-        """Return latents (channels, h, w), in the transformer's scale, of a picture (height, width, 3) in -1..1."""
-        feeds: dict[str, Array] = {"pixels": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])}
-        with clocked(seconds, "vae_encoder"):
-            mean = self._backend.run("vae_encoder", feeds)["mean"][0]
-        return np.asarray(mean * np.float32(self._model.scaling_factor), np.float32)
+        """Return latents (channels, h, w), in the transformer's scale, of a picture (height, width, 3) in -1..1.
+
+        Recent pictures are remembered: several results of one picture encode it once.
+        """
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+        key = hashlib.sha256(repr(planes.shape).encode() + planes.tobytes()).digest()
+        with self._remembering:
+            if key not in self._latents:
+                with clocked(seconds, "vae_encoder"):
+                    mean = self._backend.run("vae_encoder", {"pixels": planes})["mean"][0]
+                self._latents[key] = np.asarray(mean * np.float32(self._model.scaling_factor), np.float32)
+                if len(self._latents) > REMEMBERED_PICTURES:
+                    self._latents.popitem(last=False)
+            self._latents.move_to_end(key)
+            return self._latents[key]
 
     def decode(self, latents: Floats, seconds: dict[str, float]) -> Floats:
         """Return the picture (height, width, 3) in 0..1 of latents (channels, h, w) in the transformer's scale."""

@@ -234,3 +234,16 @@ def test_a_prompt_used_again_is_not_encoded_again(pipe, monkeypatch):
     second = engine.submit(request).result()
     assert ran == ["vae_decoder"]
     same(second, first)
+
+
+def test_several_results_of_one_picture_encode_it_once(golden_bundle, monkeypatch):
+    pipe = framert.load(golden_bundle)
+    ran = []
+    run = pipe._backend.run
+    monkeypatch.setattr(pipe._backend, "run", lambda graph, feeds: (ran.append(graph), run(graph, feeds))[1])
+    options = {"steps": 1, "size": (32, 32)}
+    several = pipe.run("image_to_depth", images=[INPUT], count=3, **options)
+    assert ran.count("vae_encoder") == 1
+    pipe.run("image_to_depth", images=[GOLDEN / "input_1.png"], **options)
+    assert ran.count("vae_encoder") == 2
+    same(several[2], framert.load(golden_bundle).run("image_to_depth", images=[INPUT], seed=2, **options))
