@@ -1,4 +1,4 @@
-"""What one compiled kernel is: a Triton function with its types, constants and launch, the same ahead of time and JIT."""
+"""One compiled kernel: a Triton function with types, constants and launch, the same ahead of time and just in time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
