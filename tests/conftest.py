@@ -1,10 +1,25 @@
 """What several folders of tests share."""
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure() -> None:
+    """Have Triton interpret kernels where there is no CUDA device.
+
+    Triton reads the variable once, when it is imported, which packages under other tests do long before
+    tests/kernels is collected. Ahead-of-time compilation needs a process without the variable.
+    """
+    if find_spec("torch") and find_spec("triton"):
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
