@@ -1,0 +1,48 @@
+"""Checks of a kernel's arguments: every message names the kernel, the argument, what it is and what it must be."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from framert.runtime.errors import ShapeError
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check(
+    kernel: str,
+    name: str,
+    tensor: Tensor,
+    shape: Sequence[int | None],
+    dtypes: Sequence[torch.dtype],
+    *,
+    contiguous_from: int = 0,
+    device: torch.device | None = None,
+) -> None:
+    """Raise ShapeError unless ``tensor`` is what ``kernel`` needs under ``name``.
+
+    Args:
+        shape: the size of each axis; None allows any.
+        dtypes: those allowed.
+        contiguous_from: the axes from this one on must lie densely; the ones before may have any stride.
+        device: where the kernel's other tensors lie; None allows any.
+    """
+    sizes = "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+    if tensor.dim() != len(shape) or any(
+        size not in (None, own) for size, own in zip(shape, tensor.shape, strict=True)
+    ):
+        raise ShapeError(f"{kernel}: {name} has shape {tuple(tensor.shape)}; expected {sizes}")
+    if tensor.dtype not in dtypes:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ShapeError(f"{kernel}: {name} is {str(tensor.dtype).removeprefix('torch.')}; allowed: {allowed}")
+    if device is not None and tensor.device != device:
+        raise ShapeError(f"{kernel}: {name} lies on {tensor.device}, the other arguments on {device}; move it there")
+    expected = 1
+    for axis in range(tensor.dim() - 1, contiguous_from - 1, -1):
+        if tensor.shape[axis] != 1 and tensor.stride(axis) != expected:
+            raise ShapeError(
+                f"{kernel}: {name} has strides {tensor.stride()} for shape {tuple(tensor.shape)}; "
+                f"axes from {contiguous_from} on must be contiguous"
+            )
+        expected *= tensor.shape[axis]
