@@ -7,10 +7,7 @@ import triton.language as tl
 @triton.jit
 def row_scale(largest, QUANTIZE: tl.constexpr):
     """Return (scale, inverse) of rows whose largest magnitudes are ``largest``, both fp32."""
-    if QUANTIZE == "int8":
-        LIMIT: tl.constexpr = 127.0
-    else:
-        LIMIT: tl.constexpr = 448.0
+    LIMIT: tl.constexpr = 127.0 if QUANTIZE == "int8" else 448.0
     # 1e-30: the reciprocal of less overflows; such a row becomes zeros
     inverse = tl.where(largest > 1e-30, tl.div_rn(tl.zeros_like(largest) + LIMIT, tl.maximum(largest, 1e-30)), 0.0)
     return tl.div_rn(largest, tl.zeros_like(largest) + LIMIT), inverse
