@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from framert.runtime.errors import ShapeError
+from framert.kernels.quantize_rows.reference import DTYPE
+from framert.runtime.errors import BackendError, ConfigError, ShapeError
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+FP8_CAPABILITY = (8, 9)  # the first compute capability that converts to float8
 
 
 def check(
@@ -46,3 +48,16 @@ def check(
                 f"axes from {contiguous_from} on must be contiguous"
             )
         expected *= tensor.shape[axis]
+
+
+def check_quantize(kernel: str, quantize: str | None, tensor: Tensor) -> None:
+    """Raise ConfigError for an unknown format, BackendError where the device has no float8; None is allowed."""
+    if quantize is None:
+        return
+    if quantize not in DTYPE:
+        raise ConfigError(f"{kernel}: quantize is {quantize!r}; choose one of None, {', '.join(DTYPE)}")
+    if quantize == "fp8" and tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < FP8_CAPABILITY:
+        raise BackendError(
+            f"{kernel}: quantize='fp8' needs compute capability 8.9 or newer, "
+            f"{torch.cuda.get_device_name(tensor.device)} has no float8; use quantize='int8'"
+        )

@@ -5,10 +5,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from framert.kernels.checks import FLOATS, check
+from framert.kernels.checks import FLOATS, check, check_quantize
 from framert.kernels.dispatch import Impl, use_triton
 from framert.kernels.gated_residual import reference
-from framert.kernels.quantization import DTYPES, Kind, check_kind
+from framert.kernels.quantize_rows.reference import DTYPE, Kind
 from framert.runtime.errors import ConfigError
 
 
@@ -92,7 +92,7 @@ def gated_residual(
     check(name, "multiplier", multiplier, (None, hidden), FLOATS, contiguous_from=1, device=x.device)
     check(name, "row", row, (None,), (torch.int32,), device=x.device)
     check(name, "frame", frame, (tokens,), (torch.int32,), device=x.device)
-    check_kind(quantize, x, name)
+    check_quantize(name, quantize, x)
     if next_multiplier is None and (next_eps is not None or next_center or quantize is not None):
         raise ConfigError(
             f"{name}: next_eps, next_center and quantize describe the norm after the sum; give next_multiplier too"
@@ -110,7 +110,7 @@ def gated_residual(
     new = torch.empty_like(x)
     modulated = scale = None
     if next_multiplier is not None:
-        modulated = torch.empty_like(y, dtype=y.dtype if quantize is None else DTYPES[quantize])
+        modulated = torch.empty_like(y, dtype=y.dtype if quantize is None else DTYPE[quantize])
     if quantize is not None:
         scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     kernel.launch(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from framert.kernels.norm_modulate.reference import modulate
-from framert.kernels.quantization import Kind, quantize_reference
+from framert.kernels.quantize_rows.reference import Kind, quantize_rows
 
 
 def gated_residual(
@@ -29,4 +29,4 @@ def gated_residual(
     modulated = modulate(new.to(wide), next_multiplier, row, frame, eps=next_eps, center=next_center)
     if quantize is None:
         return new, modulated.to(y.dtype)
-    return new, *quantize_reference(modulated, quantize)
+    return new, *quantize_rows(modulated, quantize)

@@ -5,10 +5,10 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from framert.kernels.checks import FLOATS, check
+from framert.kernels.checks import FLOATS, check, check_quantize
 from framert.kernels.dispatch import Impl, use_triton
 from framert.kernels.norm_modulate import reference
-from framert.kernels.quantization import DTYPES, Kind, check_kind
+from framert.kernels.quantize_rows.reference import DTYPE, Kind
 
 
 @overload
@@ -72,12 +72,12 @@ def norm_modulate(
     check(name, "multiplier", multiplier, (None, hidden), FLOATS, contiguous_from=1, device=x.device)
     check(name, "row", row, (None,), (torch.int32,), device=x.device)
     check(name, "frame", frame, (tokens,), (torch.int32,), device=x.device)
-    check_kind(quantize, x, name)
+    check_quantize(name, quantize, x)
     if not use_triton(impl, x, name):
         return reference.norm_modulate(x, multiplier, row, frame, eps=eps, center=center, quantize=quantize)
     from framert.kernels.norm_modulate import kernel
 
-    y = torch.empty_like(x, dtype=x.dtype if quantize is None else DTYPES[quantize])
+    y = torch.empty_like(x, dtype=x.dtype if quantize is None else DTYPE[quantize])
     scale = None if quantize is None else torch.empty(tokens, dtype=torch.float32, device=x.device)
     kernel.launch(x, multiplier, row, frame, y, scale, eps=eps, center=center)
     return y if scale is None else (y, scale)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from framert.kernels.quantization import Kind, quantize_reference
+from framert.kernels.quantize_rows.reference import Kind, quantize_rows
 
 
 def norm_modulate(
@@ -19,7 +19,7 @@ def norm_modulate(
     """Return ``x / sqrt(mean(x^2) + eps) * multiplier[row[frame]]``; see the api. Also runs in float64."""
     wide = torch.promote_types(x.dtype, torch.float32)
     y = modulate(x.to(wide), multiplier, row, frame, eps=eps, center=center)
-    return y.to(x.dtype) if quantize is None else quantize_reference(y, quantize)
+    return y.to(x.dtype) if quantize is None else quantize_rows(y, quantize)
 
 
 def modulate(x: Tensor, multiplier: Tensor, row: Tensor, frame: Tensor, *, eps: float, center: bool) -> Tensor:

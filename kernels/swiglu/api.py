@@ -5,9 +5,9 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from framert.kernels.checks import FLOATS, check
+from framert.kernels.checks import FLOATS, check, check_quantize
 from framert.kernels.dispatch import Impl, use_triton
-from framert.kernels.quantization import DTYPES, Kind, check_kind
+from framert.kernels.quantize_rows.reference import DTYPE, Kind
 from framert.kernels.swiglu import reference
 from framert.runtime.errors import ShapeError
 
@@ -38,12 +38,12 @@ def swiglu(gate_up: Tensor, *, quantize: Kind | None = None, impl: Impl = "auto"
     tokens, width = gate_up.shape
     if width % 2:
         raise ShapeError(f"{name}: gate_up has {width} columns; it must hold two halves of the same width")
-    check_kind(quantize, gate_up, name)
+    check_quantize(name, quantize, gate_up)
     if not use_triton(impl, gate_up, name):
         return reference.swiglu(gate_up, quantize=quantize)
     from framert.kernels.swiglu import kernel
 
-    dtype = gate_up.dtype if quantize is None else DTYPES[quantize]
+    dtype = gate_up.dtype if quantize is None else DTYPE[quantize]
     y = torch.empty((tokens, width // 2), dtype=dtype, device=gate_up.device)
     scale = None if quantize is None else torch.empty(tokens, dtype=torch.float32, device=gate_up.device)
     kernel.launch(gate_up, y, scale)
