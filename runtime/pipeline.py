@@ -60,6 +60,11 @@ class Pipeline:
     def manifest(self) -> Manifest:
         return self._bundle.manifest
 
+    @property
+    def backend_name(self) -> str:
+        """The name of the backend that runs the graphs, as ``load`` takes it."""
+        return self._backend.name
+
     def engine(self, *, max_tokens: int | None = None) -> Engine:
         """Return a new engine on this bundle, for many requests at once; weights are shared.
 
