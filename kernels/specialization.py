@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes of a transformer that kernels are specialized on."""
+    """Sizes of a transformer that kernels are specialized on. norm_eps: of the RMSNorms and of the q and k norms."""
 
     name: str
     hidden: int
@@ -19,6 +19,7 @@ class ModelShape:
     token_width: int
     softcap: float
     guidance_branches: int = 4
+    norm_eps: float = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,5 +79,5 @@ def norm_modulate(
 
     y = torch.empty_like(x, dtype=x.dtype if quantize is None else DTYPE[quantize])
     scale = None if quantize is None else torch.empty(tokens, dtype=torch.float32, device=x.device)
-    kernel.launch(x, multiplier, row, frame, y, scale, eps=eps, center=center)
+    kernel.launch(x, multiplier, row, frame, y, scale, eps=eps, center=center, quantize=quantize)
     return y if scale is None else (y, scale)

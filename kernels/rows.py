@@ -1,0 +1,95 @@
+"""What kernels that hold whole rows in registers share: the tile's size, the norm, and the store that may quantize."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from framert.kernels.quantize_rows.reference import Kind
+from framert.kernels.quantize_rows.rounding import quantized, row_scale
+from framert.kernels.specialization import Specialization
+from framert.runtime.errors import ConfigError
+
+TILE = 2048  # values of a tile of short rows
+VALUES_PER_THREAD = 16
+MAX_WIDTH = 16384  # of a row in registers: 32 values for each of 512 threads
+POINTER = {"int8": "*i8", "fp8": "*fp8e4nv"}
+
+
+def row_tile(kernel: str, width: int) -> tuple[int, int, int]:
+    """Return (rows, block, warps) of a tile of whole rows, ``width`` wide, padded to ``block``, a power of two.
+
+    It depends on the width alone, so that a token's sums are taken in the same order in every pack.
+    """
+    if width > MAX_WIDTH:
+        raise ConfigError(
+            f"{kernel}: rows of {width} values; impl='triton' holds up to {MAX_WIDTH}, use impl='reference'"
+        )
+    block = triton.next_power_of_2(max(width, 16))
+    rows = max(1, TILE // block)
+    return rows, block, warps_for(rows * block)
+
+
+def warps_for(values: int) -> int:
+    """Return the warps for a tile of a power of two of ``values``."""
+    return max(1, min(16, values // (32 * VALUES_PER_THREAD)))
+
+
+def kinds(capability: int) -> tuple[Kind, ...]:
+    """Return the formats a device of this compute capability can convert to."""
+    return ("int8", "fp8") if capability >= 89 else ("int8",)
+
+
+def specialize(
+    name: str,
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
+    *,
+    warps: int,
+    divisible: Iterable[str],
+    grid: tuple[str, str, str] = ("(tokens + ROWS - 1) / ROWS", "1", "1"),
+) -> Specialization:
+    """Describe ``kernel`` for one set of constants; an argument without a type is constexpr, and None unless given."""
+    return Specialization(
+        name=name,
+        kernel=kernel,
+        signature={argument: types.get(argument, "constexpr") for argument in kernel.arg_names},
+        constants={argument: constants.get(argument) for argument in kernel.arg_names if argument not in types},
+        warps=warps,
+        stages=1,
+        grid=grid,
+        divisible=frozenset(divisible),
+    )
+
+
+@triton.jit
+def norm(x, mask, EPS: tl.constexpr, CENTER: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the rows of x (rows, block) fp32 over their root mean square; CENTER takes off their mean first.
+
+    x must be zero where mask is not set; WIDTH is the number of columns where it is.
+    """
+    if CENTER:
+        x = tl.where(mask, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
+    return x * tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPS)[:, None]
+
+
+@triton.jit
+def largest(x):
+    """Return the largest magnitude of each row of x (rows, block); infinity where a value is not a number.
+
+    So a broken row gets an infinite scale, and dequantizes to values that are not finite, never to plausible ones.
+    """
+    return tl.max(tl.where(x == x, tl.abs(x), float("inf")), 1)
+
+
+@triton.jit
+def store_rows(x, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE: tl.constexpr):
+    """Store x (rows, block) fp32 at y_ptr + offset in its dtype, or quantized, with scales at scale_ptr + token."""
+    if QUANTIZE is None:
+        tl.store(y_ptr + offset, x, mask=mask)
+    else:
+        scale, inverse = row_scale(largest(x), QUANTIZE)
+        tl.store(y_ptr + offset, quantized(x * inverse[:, None], QUANTIZE), mask=mask)
+        tl.store(scale_ptr + token, scale, mask=token_mask)
