@@ -32,19 +32,21 @@ def load(
     *,
     backend: str = "onnxruntime",
     threads: int | None = None,
+    precision: str | None = None,
     check_files: bool = True,
 ) -> "Pipeline":
     """Open a bundle.
 
     Args:
         bundle: the folder that ``framert export`` wrote.
-        backend: "onnxruntime". A named backend is used or refused, never replaced by another.
+        backend: "onnxruntime" or "openvino". A named backend is used or refused, never replaced by another.
         threads: threads inside an operator; None is one per physical core.
+        precision: what the backend computes in where it has a choice ("openvino": "fp32" or "bf16"); None is its own.
         check_files: compare every file with its sha256 in the manifest.
     Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here.
     """
     opened = Bundle.open(bundle, check_files=check_files)
-    return Pipeline(opened, backends.create(backend, opened, threads=threads))
+    return Pipeline(opened, backends.create(backend, opened, threads=threads, precision=precision))
 
 
 class Pipeline:

@@ -4,14 +4,11 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from framert.runtime.arrays import Array, Floats, Ints
+from framert.runtime.backends.host import HostArenas, check_threads, first_line
 from framert.runtime.bundle import Bundle
-from framert.runtime.errors import BackendError, ConfigError
+from framert.runtime.errors import BackendError
 from framert.runtime.tables import Tables
-
-MAX_THREADS = 1024  # onnxruntime starts whatever it is told to, and takes the machine down
 
 
 class OnnxRuntimeBackend:
@@ -20,23 +17,25 @@ class OnnxRuntimeBackend:
     Args:
         bundle: an opened bundle with target "onnx".
         threads: threads inside an operator; None is one per physical core.
+        precision: None; it runs every graph in the precision it was exported in.
     Raises: BackendError if onnxruntime is missing or the bundle is made for something else.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, *, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None, precision: str | None = None) -> None:
+        if precision is not None:
+            raise BackendError(
+                f"backend 'onnxruntime' was given precision {precision!r}; it runs a bundle in the precision it was "
+                "exported in (framert export --precision ...); leave it out"
+            )
         try:
             import onnxruntime
         except ImportError as error:
             raise BackendError(
                 "backend 'onnxruntime' needs the onnxruntime package; pip install 'framert[cpu]'"
             ) from error
-        whole = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
-            raise ConfigError(
-                f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}, or None for all cores"
-            )
+        check_threads(threads)
         kind = bundle.manifest.target.get("kind")
         if kind != "onnx":
             raise BackendError(f"{bundle.path} is built for {kind!r}; backend 'onnxruntime' runs kind 'onnx'")
@@ -58,7 +57,7 @@ class OnnxRuntimeBackend:
                         path, self._options, providers=["CPUExecutionProvider"]
                     )
                 except Exception as error:  # onnxruntime raises its own types, all from Exception
-                    raise BackendError(f"onnxruntime cannot load {path}: {_first_line(error)}") from error
+                    raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
             return self._sessions[graph]
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -71,83 +70,69 @@ class OnnxRuntimeBackend:
         try:
             return list(session.run(names, dict(feeds)))
         except Exception as error:
-            raise BackendError(f"onnxruntime failed in the graph {graph}: {_first_line(error)}") from error
+            raise BackendError(f"onnxruntime failed in the graph {graph}: {first_line(error)}") from error
+
+    def step(self, binding: Any) -> None:
+        """Run the denoiser on what is bound. Raises: BackendError with onnxruntime's reason."""
+        try:
+            self.session("denoiser").run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"onnxruntime failed in the graph denoiser: {first_line(error)}") from error
 
     def denoiser(self) -> "OnnxRuntimeDenoiser":
         return OnnxRuntimeDenoiser(self, self._bundle)
 
 
-class OnnxRuntimeDenoiser:
-    """Arenas and latents in host memory, which the CPU provider reads without a copy."""
-
-    OUTPUTS = ("next_latents", "next_history", "velocity")
+class OnnxRuntimeDenoiser(HostArenas):
+    """Everything lies in host memory, bound once: the CPU provider reads and writes it without a copy."""
 
     def __init__(self, backend: OnnxRuntimeBackend, bundle: Bundle) -> None:
-        model = bundle.manifest.model
+        super().__init__(bundle.manifest.model)
         self._backend = backend
-        self._text_k = np.zeros((model.depth, 0, model.kv_heads, model.head_dim), np.float32)
-        self._text_v = self._text_k.copy()
-        self._modulation = np.zeros((0, 4 * model.depth + 1, model.hidden_size), np.float32)
-        self._feeds: dict[str, Array] = {}
-        self._latents = self._history = self._velocity = np.zeros((0, model.token_width), np.float32)
-
-    def reserve(self, *, text: int, rows: int) -> None:
-        self._text_k = _grown(self._text_k, text, axis=1)
-        self._text_v = _grown(self._text_v, text, axis=1)
-        self._modulation = _grown(self._modulation, rows, axis=0)
-
-    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
-        self._text_k[:, begin : begin + text_k.shape[1]] = text_k
-        self._text_v[:, begin : begin + text_v.shape[1]] = text_v
-
-    def write_modulation(self, begin: int, modulation: Array) -> None:
-        self._modulation[begin : begin + len(modulation)] = modulation
+        self._binding: Any = None
+        self._bound: dict[str, Array] = {}  # the binding points at these arrays and does not keep them alive
 
     def padded(self, tokens: int) -> int:
         return tokens  # every count is dynamic on the CPU, so nothing is padded
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
-        self._feeds = {
-            "source": tables.source,
-            "position": tables.position,
-            "frame": tables.frame,
-            "q_range": tables.q_range,
-            "kv_range": tables.kv_range,
-            "text_range": tables.text_range,
-            "guidance_index": tables.guidance_index,
-            "guidance_weight": tables.guidance_weight,
-        }
-        self._latents, self._history = latents, history
+        if self._binding is None:
+            self._binding = self._backend.session("denoiser").io_binding()
+        self._inputs(
+            source=tables.source,
+            position=tables.position,
+            frame=tables.frame,
+            q_range=tables.q_range,
+            kv_range=tables.kv_range,
+            text_range=tables.text_range,
+            guidance_index=tables.guidance_index,
+            guidance_weight=tables.guidance_weight,
+        )
+        self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:
-        feeds = self._feeds | {
-            "latents": self._latents,
-            "history": self._history,
-            "row": row,
-            "modulation": self._modulation,
-            "text_k": self._text_k,
-            "text_v": self._text_v,
-            "update": update,
-        }
-        self._latents, self._history, self._velocity = self._backend.call("denoiser", list(self.OUTPUTS), feeds)
+        self._inputs(
+            latents=self.latents,
+            history=self.history,
+            row=row,
+            update=update,
+            modulation=self.modulation,
+            text_k=self.text_k,
+            text_v=self.text_v,
+        )
+        next_latents, next_history = self.spare()
+        self._outputs(next_latents=next_latents, next_history=next_history, velocity=self.guided)
+        self._backend.step(self._binding)
+        self.swap()
 
-    def state(self) -> tuple[Floats, Floats]:
-        return self._latents, self._history
+    def _inputs(self, **arrays: Array) -> None:
+        for name, array in arrays.items():
+            if self._bound.get(name) is not array:
+                self._binding.bind_cpu_input(name, array)
+                self._bound[name] = array
 
-    def velocity(self) -> Floats:
-        return self._velocity
-
-
-def _grown(store: Floats, length: int, *, axis: int) -> Floats:
-    """Return ``store`` with at least ``length`` entries along ``axis``, its contents kept."""
-    if store.shape[axis] >= length:
-        return store
-    shape = list(store.shape)
-    shape[axis] = length
-    larger = np.zeros(shape, np.float32)
-    larger[tuple(slice(size) for size in store.shape)] = store
-    return larger
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    def _outputs(self, **arrays: Array) -> None:
+        for name, array in arrays.items():
+            if self._bound.get(name) is not array:
+                self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+                self._bound[name] = array

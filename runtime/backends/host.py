@@ -1,0 +1,80 @@
+"""What the backends that compute on the CPU share: arenas in host memory, two buffers of latents, and checks."""
+
+import numpy as np
+
+from framert.runtime.arrays import Array, Floats
+from framert.runtime.errors import ConfigError
+from framert.runtime.manifest import ModelSpec
+
+MAX_THREADS = 1024  # runtimes start whatever they are told to, and take the machine down
+
+
+class HostArenas:
+    """Arenas and state of a denoiser in memory that the runtime reads and writes without a copy.
+
+    A step reads ``latents`` and ``history``, writes into ``spare()`` and ``guided``, and then swaps: an interrupted or
+    failed step leaves the state as it was.
+    """
+
+    def __init__(self, model: ModelSpec) -> None:
+        self.text_k: Floats = np.zeros((model.depth, 0, model.kv_heads, model.head_dim), np.float32)
+        self.text_v: Floats = self.text_k.copy()
+        self.modulation: Floats = np.zeros((0, 4 * model.depth + 1, model.hidden_size), np.float32)
+        self.take(*(np.zeros((0, model.token_width), np.float32),) * 2)
+
+    def reserve(self, *, text: int, rows: int) -> None:
+        self.text_k = _grown(self.text_k, text, axis=1)
+        self.text_v = _grown(self.text_v, text, axis=1)
+        self.modulation = _grown(self.modulation, rows, axis=0)
+
+    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
+        self.text_k[:, begin : begin + text_k.shape[1]] = text_k
+        self.text_v[:, begin : begin + text_v.shape[1]] = text_v
+
+    def write_modulation(self, begin: int, modulation: Array) -> None:
+        self.modulation[begin : begin + len(modulation)] = modulation
+
+    def take(self, latents: Floats, history: Floats) -> None:
+        """Start from (slots, token_width) latents and history; the arrays are read, never written."""
+        self.latents, self.history = latents, history
+        self.guided = np.zeros_like(latents)
+        self._buffers = [(np.empty_like(latents), np.empty_like(latents)) for _ in range(2)]
+        self._next = 0
+
+    def spare(self) -> tuple[Floats, Floats]:
+        """Return the buffers for the next latents and history."""
+        return self._buffers[self._next]
+
+    def swap(self) -> None:
+        """Make what was written the state."""
+        self.latents, self.history = self._buffers[self._next]
+        self._next = 1 - self._next
+
+    def state(self) -> tuple[Floats, Floats]:
+        return self.latents.copy(), self.history.copy()
+
+    def velocity(self) -> Floats:
+        return self.guided.copy()
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises: ConfigError unless ``threads`` is None or a sensible number."""
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+        raise ConfigError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}, or None for all cores")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a runtime's message, which may go on for pages."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _grown(store: Floats, length: int, *, axis: int) -> Floats:
+    """Return ``store`` with at least ``length`` entries along ``axis``, its contents kept."""
+    if store.shape[axis] >= length:
+        return store
+    shape = list(store.shape)
+    shape[axis] = length
+    larger = np.zeros(shape, np.float32)
+    larger[tuple(slice(size) for size in store.shape)] = store
+    return larger
