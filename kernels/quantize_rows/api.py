@@ -13,7 +13,7 @@ def quantize_rows(x: Tensor, kind: Kind, *, impl: Impl = "auto") -> tuple[Tensor
     """Return (q, scale) with ``x`` close to ``q * scale[:, None]``.
 
     A row's result depends on that row alone. Every row's largest magnitude becomes 127 (int8) or 448 (fp8-e4m3); a row
-    of zeros has scale 0. Values must be finite.
+    of zeros has scale 0, and one with values that are not finite has a scale that is not finite.
 
     Args:
         x: (rows, width) fp16, bf16 or fp32 (the reference takes fp64 too), last axis contiguous, any row stride.

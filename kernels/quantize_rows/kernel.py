@@ -13,6 +13,12 @@ MAX_BLOCK = 16384  # widest row that is held in registers; wider ones are read t
 
 
 @triton.jit
+def _magnitude(x):
+    """Return |x|, infinity for what is not a number: a broken row has an infinite scale, never a plausible one."""
+    return tl.where(x == x, tl.abs(x), float("inf"))
+
+
+@triton.jit
 def _quantize_rows_kernel(
     x_ptr,  # (rows, width), rows x_stride apart
     q_ptr,  # (rows, width)
@@ -29,13 +35,13 @@ def _quantize_rows_kernel(
     q_ptr += row * width
     if ONE_PASS:
         x = tl.load(x_ptr + column, mask=column < width, other=0.0).to(tl.float32)
-        scale, inverse = row_scale(tl.max(tl.abs(x), 0), QUANTIZE)
+        scale, inverse = row_scale(tl.max(_magnitude(x), 0), QUANTIZE)
         tl.store(q_ptr + column, quantized(x * inverse, QUANTIZE), mask=column < width)
     else:
         largest = tl.zeros((BLOCK,), tl.float32)
         for begin in range(0, width, BLOCK):
             x = tl.load(x_ptr + begin + column, mask=begin + column < width, other=0.0).to(tl.float32)
-            largest = tl.maximum(largest, tl.abs(x))
+            largest = tl.maximum(largest, _magnitude(x))
         scale, inverse = row_scale(tl.max(largest, 0), QUANTIZE)
         for begin in range(0, width, BLOCK):
             x = tl.load(x_ptr + begin + column, mask=begin + column < width, other=0.0).to(tl.float32)

@@ -93,6 +93,19 @@ def test_zeros_tiny_values_and_row_strides(kind, impl, device):
     assert torch.equal(q.view(torch.int8), again.view(torch.int8))
 
 
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_broken_row_is_seen(value, kind, impl, device):
+    x = rows((3, 40), torch.float32, device)
+    x[1, 7] = value
+    q, scale = quantize_rows(x, kind, impl=impl)
+    assert not scale[1].isfinite()
+    assert not (q[1, 7].float() * scale[1]).isfinite()
+    assert scale[[0, 2]].isfinite().all()
+
+
 def test_nothing_beyond_the_rows_is_written(device):
     x = rows((3, 50), torch.float16, device)
     space = torch.full((5, 50), 99, dtype=torch.int8, device=device)
