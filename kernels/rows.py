@@ -14,6 +14,7 @@ from framert.runtime.errors import ConfigError
 TILE = 2048  # values of a tile of short rows
 VALUES_PER_THREAD = 16
 MAX_WIDTH = 16384  # of a row in registers: 32 values for each of 512 threads
+FINAL_EPS = 1e-6  # of the LayerNorm before the last projection
 POINTER = {"int8": "*i8", "fp8": "*fp8e4nv"}
 
 
@@ -62,6 +63,15 @@ def specialize(
         grid=grid,
         divisible=frozenset(divisible),
     )
+
+
+@triton.jit
+def multipliers(multiplier_ptr, stride, row_ptr, frame_ptr, token, token_mask, column, mask):
+    """Return row[frame] of each token, (rows, block) fp32, of multipliers ``stride`` apart."""
+    row = tl.load(row_ptr + tl.load(frame_ptr + token, mask=token_mask, other=0), mask=token_mask, other=0)
+    place = row.to(tl.int64)[:, None] * stride + column[None, :]
+    # many tokens share a row: it is to stay near while they pass
+    return tl.load(multiplier_ptr + place, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
 
 
 @triton.jit

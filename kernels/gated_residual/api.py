@@ -115,7 +115,7 @@ def gated_residual(
         scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     kernel.launch(
         x, y, multiplier, next_multiplier, row, frame, new, modulated, scale,
-        eps=eps, next_eps=eps if next_eps is None else next_eps, next_center=next_center,
+        eps=eps, next_eps=eps if next_eps is None else next_eps, next_center=next_center, quantize=quantize,
     )  # fmt: skip
     if modulated is None:
         return new

@@ -7,10 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from framert.kernels.quantize_rows.reference import Kind
-from framert.kernels.rows import POINTER, kinds, norm, row_tile, specialize, store_rows
+from framert.kernels.rows import FINAL_EPS, POINTER, kinds, multipliers, norm, row_tile, specialize, store_rows
 from framert.kernels.specialization import ModelShape, Specialization
-
-FINAL_EPS = 1e-6  # of the LayerNorm before the last projection
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -35,11 +33,8 @@ def _norm_modulate_kernel(
     token_mask = token < tokens
     mask = token_mask[:, None] & (column < WIDTH)[None, :]
     offset = token[:, None] * WIDTH + column[None, :]
-    # L1 is for the multipliers, which many tokens share: x passes once
     x = tl.load(x_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-    row = tl.load(row_ptr + tl.load(frame_ptr + token, mask=token_mask, other=0), mask=token_mask, other=0)
-    place = row.to(tl.int64)[:, None] * multiplier_stride + column[None, :]
-    multiplier = tl.load(multiplier_ptr + place, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
+    multiplier = multipliers(multiplier_ptr, multiplier_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
     y = norm(x, mask, EPS, CENTER, WIDTH) * multiplier
     store_rows(y, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
 
