@@ -46,5 +46,5 @@ def swiglu(gate_up: Tensor, *, quantize: Kind | None = None, impl: Impl = "auto"
     dtype = gate_up.dtype if quantize is None else DTYPE[quantize]
     y = torch.empty((tokens, width // 2), dtype=dtype, device=gate_up.device)
     scale = None if quantize is None else torch.empty(tokens, dtype=torch.float32, device=gate_up.device)
-    kernel.launch(gate_up, y, scale)
+    kernel.launch(gate_up, y, scale, quantize=quantize)
     return y if scale is None else (y, scale)
