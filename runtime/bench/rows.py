@@ -71,7 +71,7 @@ _CONVERT: dict[str, Callable[[str], Any]] = {field.name: cast(type, field.type) 
 class Environment:
     """What every row of one run shares. date: when the run began, UTC, which also names the run."""
 
-    root: Path
+    root: Path | None
     threads: int
     device: str
     versions: dict[str, str]
@@ -79,21 +79,29 @@ class Environment:
     date: str
 
     @classmethod
-    def capture(cls, root: Path, *, threads: int, device: str | None = None, record: bool = True) -> "Environment":
+    def capture(
+        cls, root: Path | None, *, threads: int, device: str | None = None, record: bool = True
+    ) -> "Environment":
         """Describe this machine, its packages and the checkout at ``root``.
 
         Args:
+            root: None where framert is installed without one: its rows have no commit to name.
             threads: threads given to every side.
             device: names the accelerator; None names this machine's CPU.
             record: False for rows that are looked at and not kept: the checkout may be dirty, and none is appended.
         Raises: ConfigError if ``record`` and ``root`` is not a clean checkout, see ``clean_commit``.
         """
+        if record and root is None:
+            raise ConfigError(
+                "rows name the commit they were measured at, and this framert is installed without its repository; "
+                "leave out -o (figures are printed, --json has them all), or install a clone with pip install -e"
+            )
         return cls(
             root=root,
             threads=threads,
             device=device or cpu_name(),
             versions={column: _version(names) for column, names in _DISTRIBUTIONS.items()},
-            commit=clean_commit(root) if record else "",
+            commit=clean_commit(root) if record and root is not None else "",
             date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
 
@@ -107,18 +115,19 @@ class Environment:
         )  # fmt: skip
 
     def append(self, name: str, rows: Iterable[Row]) -> Path:
-        """Append rows to benchmarks/results/``name`` and return that path.
+        """Append rows to benchmarks/results/``name`` (or to a path of any other folder) and return that path.
 
         Raises: ConfigError if the checkout is no longer the clean commit that was measured, the rows are not to be
             kept, or the file there has other columns.
         """
-        if not self.commit:
+        if not self.commit or self.root is None:
             raise ConfigError("these rows were measured with record=False; measure again from a clean checkout")
         if (now := clean_commit(self.root)) != self.commit:
             raise ConfigError(f"the checkout moved from {self.commit} to {now} during the run; run it again")
-        path = self.root / RESULTS / name
+        path = Path(name)
+        path = path if path.is_absolute() else self.root / RESULTS / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
+        new = not path.exists() or not path.stat().st_size
         if not new:
             read(path)
         with path.open("a", newline="", encoding="utf-8") as stream:
@@ -174,6 +183,12 @@ def clean_commit(root: Path) -> str:
         names = ", ".join(line[3:] for line in changed.splitlines()[:5])
         raise ConfigError(f"{root} differs from its commit ({names}); commit or stash it, or measure a fresh clone")
     return _git(root, "rev-parse", "--short=12", "HEAD").strip()
+
+
+def checkout() -> Path | None:
+    """Return the folder of the repository this framert runs from; None where it was installed without one."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / ".git").exists() and (root / RESULTS).is_dir() else None
 
 
 def cpu_name() -> str:

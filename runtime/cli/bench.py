@@ -1,0 +1,181 @@
+"""``framert bench``: what a bundle costs here, and how near its pictures are to a reference's."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from framert.runtime.bench.measure import BENCH, Plan, Report, measure
+from framert.runtime.bench.quality import DEFAULT_GATE
+from framert.runtime.bench.rows import Environment, Row, checkout
+from framert.runtime.bench.trace import FORM, Trace
+from framert.runtime.bench.workload import request
+from framert.runtime.bundle import Bundle
+from framert.runtime.cli import values
+from framert.runtime.cli.lazy import export_module
+from framert.runtime.job import prepare
+from framert.runtime.pipeline import load
+from framert.runtime.task_table import TASKS, find_task
+
+NAME = "bench"
+SUMMARY = "measure latency, throughput, a mixed load and picture quality"
+DESCRIPTION = """Measure a bundle: seconds to load and to the first step, latency of each task alone, throughput of
+several requests packed into shared calls, latency and goodput under an open-loop load (--trace), peak memory, energy
+where the platform reports it. Beside each stands the PSNR of the pictures against those of --reference with the same
+seeds. Exit code 1 if a median PSNR is below --gate. The pictures and prompts it runs on are drawn from seeds."""
+EPILOG = """examples:
+  framert bench blocks.bundle
+  framert bench int8.bundle --reference blocks.bundle --tasks text_to_image image_to_depth --steps 20
+  framert bench int8.bundle --trace poisson:rate=80%,mix=text_to_image@64x64*3+edit@128x64,seconds=60 --json
+  framert bench my_checkpoint --sizes 512x512 --tasks all -o rows.csv"""
+DEFAULT_TASKS = ("text_to_image", "image_to_depth", "image_to_multiview")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle; a checkpoint is exported first, and that is timed")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="append rows to this .csv; needs a clean checkout, whose commit they name",
+    )
+    parser.add_argument("--json", action="store_true", help="print environment, rows and failures as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    what = parser.add_argument_group("what to run")
+    what.add_argument(
+        "--tasks", nargs="+", metavar="TASK", default=DEFAULT_TASKS, help=f"or all (default {' '.join(DEFAULT_TASKS)})"
+    )
+    what.add_argument(
+        "--sizes",
+        nargs="+",
+        type=values.size,
+        metavar="WIDTHxHEIGHT",
+        help="of the pictures (default: the native size)",
+    )
+    what.add_argument("--steps", type=int, metavar="N", help="intervals of the schedule (default: each task's own)")
+    what.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds of each (default 5)")
+    what.add_argument("--together", type=int, default=8, metavar="N", help="requests packed together (default 8)")
+    what.add_argument("--trace", metavar="SPEC", help=f"open-loop load: {FORM}".replace("%", "%%"))
+    how = parser.add_argument_group("how to run it")
+    how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
+    how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
+    gate = parser.add_argument_group("quality")
+    gate.add_argument(
+        "--reference", metavar="BUNDLE", help="whose pictures to compare with, made one by one (default: this bundle's)"
+    )
+    gate.add_argument(
+        "--gate", type=float, default=DEFAULT_GATE, metavar="DB", help=f"least median PSNR (default {DEFAULT_GATE:g})"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    environment = Environment.capture(
+        checkout(),
+        threads=arguments.threads or _cores(),
+        record=arguments.output is not None,
+    )
+    say = _silent if arguments.quiet else _say
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, exported = _bundle(arguments, Path(folder), say)
+        plan = _plan(arguments, bundle)
+        reference = arguments.reference and partial(load, arguments.reference, threads=arguments.threads)
+        if reference is not None:
+            _check_reference(arguments.reference, plan)
+        opener = partial(load, bundle, backend=arguments.backend, threads=arguments.threads)
+        report = measure(opener, reference, plan, environment, say)
+    if exported is not None:
+        first = report.rows[0]
+        made = environment.row(
+            bench=BENCH, impl=first.impl, case=first.case, metric="export", unit="s", samples=[exported]
+        )
+        report.rows.insert(0, made)
+    print(json.dumps(_content(report, environment), indent=1) if arguments.json else table(report.rows))
+    if arguments.output is not None:
+        say(f"rows appended to {environment.append(str(Path(arguments.output).resolve()), report.rows)}")
+    for line in report.failures:
+        print(f"framert: error: {line}", file=sys.stderr)
+    return 1 if report.failures else 0
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as lines under the name of their case."""
+    lines, case = [], ""
+    for row in rows:
+        if row.case != case:
+            lines.append(f"{row.case}")
+            case = row.case
+        spread = f"p20 {row.p20:.4g}, p80 {row.p80:.4g}, p99 {row.p99:.4g}, n {row.n}" if row.n > 1 else ""
+        ratio = f" ({row.impl})" if "/" in row.impl else ""
+        lines.append(f"  {row.metric + ratio:24} {row.p50:10.4g} {row.unit:12} {spread}".rstrip())
+    return "\n".join(lines)
+
+
+def _bundle(arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[Path, float | None]:
+    """Return the bundle's path, and the seconds its export took if a checkpoint was given."""
+    path = Path(arguments.bundle)
+    if not (path / "model_index.json").is_file():
+        return path, None
+    say(f"exporting {path}")
+    begin = time.perf_counter()
+    export_module("pipeline", NAME).export(path, folder / f"{path.name}.bundle", progress=not arguments.quiet)
+    return folder / f"{path.name}.bundle", time.perf_counter() - begin
+
+
+def _plan(arguments: argparse.Namespace, bundle: Path) -> Plan:
+    tasks = list(TASKS) if arguments.tasks == ["all"] else arguments.tasks
+    for task in tasks:
+        find_task(task)
+    side = Bundle.open(bundle, check_files=False).manifest.native_side
+    return Plan(
+        tasks=tasks,
+        sizes=arguments.sizes or [(side, side)],
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+        together=arguments.together,
+        trace=Trace.parse(arguments.trace) if arguments.trace else None,
+        gate=arguments.gate,
+    )
+
+
+def _check_reference(bundle: str, plan: Plan) -> None:
+    """Refuse a reference before an hour of measuring rather than after."""
+    manifest = Bundle.open(bundle).manifest
+    for kind in plan.all_kinds:
+        prepare(request(kind, 0), manifest)
+
+
+def _content(report: Report, environment: Environment) -> dict[str, Any]:
+    return {
+        "environment": {
+            "device": environment.device,
+            "threads": environment.threads,
+            "versions": environment.versions,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "commit": environment.commit or None,
+            "date": environment.date,
+        },
+        "rows": [asdict(row) for row in report.rows],
+        "failures": report.failures,
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass
