@@ -4,9 +4,10 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +55,8 @@ class Components:
 
     def condition(
         self, hidden_states: Floats, noise_levels: Sequence[float], seconds: dict[str, float]
-    ) -> dict[str, Array]:
-        """Return text_k, text_v and modulation of a prompt under noise levels in 0..1000."""
+    ) -> Mapping[str, Any]:
+        """Return text_k, text_v and modulation of a prompt under noise levels in 0..1000, for the denoiser alone."""
         feeds: dict[str, Array] = {
             "hidden_states": hidden_states,
             "noise_level": np.asarray(noise_levels, np.float32),

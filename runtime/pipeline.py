@@ -33,20 +33,25 @@ def load(
     backend: str = "onnxruntime",
     threads: int | None = None,
     precision: str | None = None,
+    impl: str | None = None,
     check_files: bool = True,
 ) -> "Pipeline":
     """Open a bundle.
 
     Args:
         bundle: the folder that ``framert export`` wrote.
-        backend: "onnxruntime" or "openvino". A named backend is used or refused, never replaced by another.
-        threads: threads inside an operator; None is one per physical core.
-        precision: what the backend computes in where it has a choice ("openvino": "fp32" or "bf16"); None is its own.
+        backend: "onnxruntime", "openvino" or "triton" (NVIDIA GPUs). A named backend is used or refused, never replaced
+            by another.
+        threads: threads inside an operator, of the backends for CPUs; None is one per physical core.
+        precision: what the backend computes in where it has a choice ("openvino": "fp32" or "bf16"; "triton": "bf16",
+            "fp16", "fp32", "int8" or "fp8"); None is its own.
+        impl: of backend "triton" alone: "auto", "triton" or "reference" (plain torch on the CPU, to check with).
         check_files: compare every file with its sha256 in the manifest.
-    Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here.
+    Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here;
+        ConfigError for an option that the backend does not have.
     """
     opened = Bundle.open(bundle, check_files=check_files)
-    return Pipeline(opened, backends.create(backend, opened, threads=threads, precision=precision))
+    return Pipeline(opened, backends.create(backend, opened, threads=threads, precision=precision, impl=impl))
 
 
 class Pipeline:

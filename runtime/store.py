@@ -1,10 +1,10 @@
 """What was precomputed per prompt and schedule, kept in the denoiser's arenas and shared between requests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from framert.runtime.arena import Arena, Span
-from framert.runtime.arrays import Array
 from framert.runtime.backends.base import Denoiser
 from framert.runtime.components import Components
 
@@ -44,7 +44,7 @@ class ConditioningStore:
             raise
         return held
 
-    def _fill(self, held: Conditioning, made: dict[str, Array]) -> None:
+    def _fill(self, held: Conditioning, made: Mapping[str, Any]) -> None:
         text, rows = self._text.required, self._rows.required
         self._denoiser.reserve(text=text, rows=rows)  # may be out of memory: then nothing has grown
         self._text.capacity, self._rows.capacity = text, rows

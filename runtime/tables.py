@@ -45,6 +45,7 @@ class Tables:
     guidance_index: Ints  # (slots, guidance_branches)
     guidance_weight: Floats  # (slots, guidance_branches)
     frames: int  # packed frames, padding's included
+    kv_index: Ints | None = None  # (tokens,), where kv_range finds each token's key; None: at the token's own place
 
     @property
     def slots(self) -> int:

@@ -1,7 +1,7 @@
 """What a backend offers. Its heavy import lives inside the module that implements it."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.tables import Tables
@@ -13,10 +13,10 @@ class Denoiser(Protocol):
     def reserve(self, *, text: int, rows: int) -> None:
         """Make the text arena hold ``text`` tokens and the modulation arena ``rows`` rows; contents stay."""
 
-    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
+    def write_text(self, begin: int, text_k: Any, text_v: Any) -> None:
         """Store (depth, length, kv_heads, head_dim) keys and values, as the conditioner returned them."""
 
-    def write_modulation(self, begin: int, modulation: Array) -> None:
+    def write_modulation(self, begin: int, modulation: Any) -> None:
         """Store (rows, 4 * depth + 1, hidden) multipliers, as the conditioner returned them."""
 
     def padded(self, tokens: int) -> int:
@@ -43,8 +43,12 @@ class Backend(Protocol):
 
     name: str
 
-    def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run a graph other than the denoiser; loads it first where it is not loaded."""
+    def run(self, graph: str, feeds: Mapping[str, Array]) -> Mapping[str, Any]:
+        """Run a graph other than the denoiser; loads it first where it is not loaded.
+
+        Returns: NumPy arrays; those of the conditioner may be the backend's own, wherever they lie, as nobody reads
+            them but this backend's denoisers.
+        """
 
     def denoiser(self) -> Denoiser:
         """Return a new denoiser with empty arenas. Each engine has its own; the weights are shared."""

@@ -1,0 +1,69 @@
+"""The backend: which graphs are on the device, and a denoiser for each engine."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from framert.runtime.arrays import Array
+from framert.runtime.backends.triton import settings, weights
+from framert.runtime.backends.triton.denoiser import TritonDenoiser
+from framert.runtime.backends.triton.executor import Executor
+from framert.runtime.backends.triton.failures import as_backend_error
+from framert.runtime.backends.triton.graph_file import GraphFile
+from framert.runtime.backends.triton.weights import StepWeights
+from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BackendError
+
+
+class TritonBackend:
+    """Graphs of one bundle, loaded when first used.
+
+    Args:
+        bundle: an opened bundle with target "onnx", its graphs in fp32.
+        impl: "auto" and "triton" run framert's kernels on CUDA (or, for "triton", in Triton's interpreter);
+            "reference" is plain torch on the CPU. None is "auto".
+        precision: of the denoiser: "bf16", "fp16", "fp32", "int8" or "fp8" (both with weights quantized here, per
+            output, and activations per token). None is "bf16". With "fp32" the other graphs are fp32 too, else bf16.
+    Raises: ConfigError for an unknown option; BackendError if the bundle or the precision cannot run here.
+    """
+
+    name = "triton"
+
+    def __init__(self, bundle: Bundle, *, impl: str | None = None, precision: str | None = None) -> None:
+        self._settings = settings.choose(impl, precision)
+        kind = bundle.manifest.target.get("kind")
+        if kind != "onnx":
+            raise BackendError(f"{bundle.path} is built for {kind!r}; backend 'triton' runs kind 'onnx'")
+        self.precision: str = self._settings.precision
+        self._bundle = bundle
+        self._executors: dict[str, Executor] = {}
+        self._weights: StepWeights | None = None
+        self._loading = threading.Lock()
+
+    def executor(self, graph: str) -> Executor:
+        """Return the executor of a graph, loading it on first use."""
+        with self._loading, as_backend_error(f"loading {graph}"):
+            if graph not in self._executors:
+                dtype = torch.float32 if graph == "conditioner" else self._settings.graphs
+                file = GraphFile(self._bundle.graph_path(graph))
+                self._executors[graph] = Executor(file, self._settings.device, dtype)
+            return self._executors[graph]
+
+    def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Any]:
+        executor = self.executor(graph)
+        with as_backend_error(f"the graph {graph}"):
+            made = executor.run({name: torch.from_numpy(values) for name, values in feeds.items()})
+            if graph == "conditioner":  # read by the denoiser alone: stays on the device
+                return dict(made)
+            return {name: tensor.float().cpu().numpy() for name, tensor in made.items()}
+
+    def denoiser(self) -> TritonDenoiser:
+        manifest = self._bundle.manifest
+        with self._loading, as_backend_error("loading the denoiser"):
+            if self._weights is None:
+                file = GraphFile(self._bundle.graph_path("denoiser"))
+                chosen = self._settings
+                self._weights = weights.read(file, manifest.model.depth, chosen.precision, chosen.device, chosen.impl)
+        return TritonDenoiser(self._weights, manifest.model, manifest.guidance_branches, self._settings)

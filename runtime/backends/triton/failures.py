@@ -1,0 +1,27 @@
+"""torch's failures as framert's errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from framert.runtime.errors import BackendError, FramertError
+
+
+@contextmanager
+def as_backend_error(doing: str) -> Iterator[None]:
+    """Run a block without autograd; what torch raises in it becomes a BackendError that says in what.
+
+    Raises: BackendError; framert's own errors as they are.
+    """
+    try:
+        with torch.inference_mode():
+            yield
+    except FramertError:
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise BackendError(
+            f"{doing} ran out of device memory; use a smaller size, a smaller max_tokens, or precision='int8'"
+        ) from error
+    except RuntimeError as error:
+        raise BackendError(f"{doing} failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error

@@ -1,0 +1,69 @@
+"""How one backend computes: where, in which precision, and with which implementation of the kernels."""
+
+import os
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+
+from framert.kernels.checks import FP8_CAPABILITY
+from framert.kernels.dispatch import Impl
+from framert.runtime.backends.triton.weights import COMPUTE, Precision
+from framert.runtime.errors import BackendError, ConfigError
+
+DEFAULT_PRECISION: Precision = "bf16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """device: of weights and arenas. impl: of the kernels. precision: of the step's products.
+
+    graphs: dtype of text encoder and autoencoder; the conditioner is always fp32, as its products serve every step.
+    residual: dtype of the step's residual stream.
+    """
+
+    device: torch.device
+    impl: Impl
+    precision: Precision
+
+    @property
+    def graphs(self) -> torch.dtype:
+        return torch.float32 if self.precision == "fp32" else torch.bfloat16
+
+    @property
+    def residual(self) -> torch.dtype:
+        return torch.float32 if self.precision in ("fp32", "fp16") else torch.bfloat16
+
+
+def choose(impl: str | None, precision: str | None) -> Settings:
+    """Return the settings of the options given to ``load``.
+
+    Raises: ConfigError for an unknown value; BackendError where the kernels or the precision cannot run.
+    """
+    impl = "auto" if impl is None else impl
+    precision = DEFAULT_PRECISION if precision is None else precision
+    if impl not in get_args(Impl):
+        raise ConfigError(f"impl is {impl!r}; backend 'triton' takes {', '.join(get_args(Impl))}")
+    if precision not in COMPUTE:
+        raise ConfigError(f"precision is {precision!r}; backend 'triton' takes {', '.join(COMPUTE)}")
+    device = _device(impl)
+    if precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+        raise BackendError(
+            f"precision 'fp8' needs compute capability 8.9 or newer, {torch.cuda.get_device_name(device)} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}; use precision='bf16' or 'int8'"
+        )
+    return Settings(device=device, impl=impl, precision=precision)  # type: ignore[arg-type]  # checked above
+
+
+def _device(impl: str) -> torch.device:
+    if impl == "reference":
+        return torch.device("cpu")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        if impl == "triton":
+            return torch.device("cpu")
+    elif torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    raise BackendError(
+        "backend 'triton' needs an NVIDIA GPU and a torch built for CUDA, and torch sees none here; "
+        "impl='reference' runs it on the CPU to check it (slow), backend='onnxruntime' is made for CPUs"
+    )
