@@ -91,7 +91,8 @@ def _attend(
     qkv = layer.qkv(entering)
     kv_heads, head_dim = arenas.text_k.shape[2:]
     heads = layer.gate.shape[0]
-    query, key, value = qkv.view(len(qkv), -1, head_dim).split((heads, kv_heads, kv_heads), dim=1)
+    split = qkv.view(len(qkv), heads + 2 * kv_heads, head_dim)
+    query, key, value = split[:, :heads], split[:, heads:-kv_heads], split[:, -kv_heads:]
     query, key = qk_norm_rope(
         qkv, layer.q_weight, layer.q_bias, layer.k_weight, layer.k_bias,
         tables.position, weights.cosine, weights.sine,
@@ -105,7 +106,8 @@ def _attend(
         arenas.text_k[index], arenas.text_v[index], tables.text_range, layer.gate,
         softcap=weights.softcap, scale=weights.scale, impl=impl,
     )  # fmt: skip
-    return attended.flatten(1)
+    flat: Tensor = attended.flatten(1)
+    return flat
 
 
 def _quantized(x: Tensor, weights: StepWeights, impl: Impl) -> Activation:

@@ -80,9 +80,16 @@ def _slice(
 
 def _split(attributes: Attributes, x: Tensor, sizes: Tensor | None = None) -> Sequence[Tensor]:
     axis = attributes.get("axis", 0)
-    if sizes is not None:
-        return x.split(ints(sizes), axis)
-    return x.split(-(-x.shape[axis] // attributes["num_outputs"]), axis)
+    part = -(-x.shape[axis] // attributes["num_outputs"]) if sizes is None else ints(sizes)
+    parts: tuple[Tensor, ...] = torch.functional.split(x, part, axis)
+    return parts
+
+
+def _expand(attributes: Attributes, x: Tensor, shape: Tensor) -> Tensor:
+    asked = ints(shape)
+    rank = max(len(asked), x.dim())
+    pairs = zip([1] * (rank - len(asked)) + asked, [1] * (rank - x.dim()) + list(x.shape), strict=True)
+    return x.expand([own if side == 1 else side for side, own in pairs])
 
 
 def _range(attributes: Attributes, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
@@ -222,7 +229,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Equal": _plain(torch.eq),
     "Erf": _plain(torch.erf),
     "Exp": _plain(torch.exp),
-    "Expand": lambda attributes, x, shape: x.broadcast_to(torch.broadcast_shapes(x.shape, tuple(ints(shape)))),
+    "Expand": _expand,
     "Gather": _gather,
     "Gelu": lambda attributes, x: functional.gelu(x, approximate=attributes.get("approximate", "none")),
     "Greater": _plain(torch.gt),

@@ -1,5 +1,7 @@
 """Small arrays to the device in every step, without the host ever waiting for the device."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
         self._buffers: list[list[Tensor]] = [[] for _ in range(DEPTH)]
-        self._copied: list[torch.cuda.Event | None] = [None] * DEPTH
+        self._copied: list[Any] = [None] * DEPTH
         self._next = 0
 
     def send(self, *pairs: tuple[Tensor, Array]) -> None:
@@ -31,7 +33,7 @@ class Staging:
         for (target, _), source in zip(pairs, sources, strict=True):
             target[: len(source)].copy_(source, non_blocking=True)
         if self._pinned:
-            event = self._copied[place] = torch.cuda.Event()
+            event = self._copied[place] = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
 
     def _stage(self, place: int, sources: list[Tensor]) -> list[Tensor]:
