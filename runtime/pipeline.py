@@ -1,5 +1,6 @@
 """``framert.load`` and what it returns: one bundle on one backend, ready to run."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from framert.runtime import backends, velocity
 from framert.runtime.arrays import Array, Floats
 from framert.runtime.backends.base import Backend
+from framert.runtime.backends.choice import choose
 from framert.runtime.bundle import Bundle
 from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components
@@ -24,6 +26,7 @@ from framert.runtime.request import Request, StepInfo
 from framert.runtime.result import Result
 from framert.runtime.ticket import Ticket
 
+_log = logging.getLogger("framert")
 OnStep = Callable[[StepInfo], None]
 
 
@@ -34,6 +37,7 @@ def load(
     threads: int | None = None,
     precision: str | None = None,
     impl: str | None = None,
+    low_memory: bool = False,
     check_files: bool = True,
 ) -> "Pipeline":
     """Open a bundle.
@@ -41,23 +45,35 @@ def load(
     Args:
         bundle: the folder that ``framert export`` wrote.
         backend: "onnxruntime", "openvino" or "triton" (NVIDIA GPUs). A named backend is used or refused, never replaced
-            by another.
+            by another; "auto" takes "openvino" in bfloat16 where this CPU has it and the bundle was found to keep its
+            picture so, else "onnxruntime". ``Pipeline.backend_reason`` says why.
         threads: threads inside an operator, of the backends for CPUs; None is one per physical core.
         precision: what the backend computes in where it has a choice ("openvino": "fp32" or "bf16"; "triton": "bf16",
             "fp16", "fp32", "int8" or "fp8"); None is its own.
         impl: of backend "triton" alone: "auto", "triton" or "reference" (plain torch on the CPU, to check with).
+        low_memory: load and unload graph by graph, so that never two are in memory. Every request then loads each
+            graph again, and the CPU packs no weights ahead; made for a model that otherwise would not fit.
         check_files: compare every file with its sha256 in the manifest.
     Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here;
         ConfigError for an option that the backend does not have.
     """
     opened = Bundle.open(bundle, check_files=check_files)
-    return Pipeline(opened, backends.create(backend, opened, threads=threads, precision=precision, impl=impl))
+    reason = "named by the caller"
+    if backend == "auto":
+        if precision is not None:
+            raise ConfigError(f"precision is {precision!r} beside backend 'auto', which chooses it; name the backend")
+        choice = choose(opened)
+        backend, precision, reason = choice.backend, choice.precision, choice.reason
+        _log.info("backend %s%s: %s", backend, f" in {precision}" if precision else "", reason)
+    made = backends.create(backend, opened, threads=threads, precision=precision, impl=impl, low_memory=low_memory)
+    return Pipeline(opened, made, backend_reason=reason)
 
 
 class Pipeline:
     """Runs tasks of one bundle. Usable from several threads: their requests share denoiser calls."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, *, backend_reason: str = "named by the caller") -> None:
+        self.backend_reason = backend_reason  # why this backend, in words
         self._bundle = bundle
         self._backend = backend
         self._components = Components(bundle, backend)
@@ -98,6 +114,7 @@ class Pipeline:
         seed: int = 0,
         noise: Floats | None = None,
         solver: str = "euler",
+        reuse: int = 1,
         count: int = 1,
         progress: bool = False,
         on_step: OnStep | None = None,
@@ -115,6 +132,8 @@ class Pipeline:
             seed: of the noise; result i of several uses seed + i, whatever else runs beside it.
             noise: (frames, channels, h/8, w/8) to use instead of the seed's, for the whole sequence.
             solver: "euler", "heun" or "dpmpp_2m".
+            reuse: run condition frames only in every so many-th call, and let the calls between use their keys and
+                values of then: faster, a little off. 1 is exact. Backend "triton" alone has more.
             count: results to make, of one prompt.
             progress: show a bar on stderr. on_step: called after every interval of the schedule.
         Returns: a Result; a list of them for a list of prompts or ``count`` above 1.
@@ -135,6 +154,7 @@ class Pipeline:
             seed=seed,
             noise=noise,
             solver=solver,
+            reuse=reuse,
             on_step=on_step,
         )
         return self._run(request, prompt, count, progress)
@@ -154,6 +174,7 @@ class Pipeline:
         seed: int = 0,
         noise: Floats | None = None,
         solver: str = "euler",
+        reuse: int = 1,
         count: int = 1,
         progress: bool = False,
         on_step: OnStep | None = None,
@@ -178,6 +199,7 @@ class Pipeline:
             seed=seed,
             noise=noise,
             solver=solver,
+            reuse=reuse,
             on_step=on_step,
         )
         return self._run(request, prompt, count, progress)

@@ -10,7 +10,13 @@ BACKENDS = ("onnxruntime", "openvino", "triton")
 
 
 def create(
-    name: str, bundle: Bundle, *, threads: int | None, precision: str | None = None, impl: str | None = None
+    name: str,
+    bundle: Bundle,
+    *,
+    threads: int | None,
+    precision: str | None = None,
+    impl: str | None = None,
+    low_memory: bool = False,
 ) -> Backend:
     """Return the named backend on a bundle, which is never replaced by another.
 
@@ -21,12 +27,14 @@ def create(
     if name == "onnxruntime":
         from framert.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(bundle, threads=threads, precision=precision)
+        return OnnxRuntimeBackend(bundle, threads=threads, precision=precision, low_memory=low_memory)
     if name == "openvino":
         from framert.runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(bundle, threads=threads, precision=precision)
+        return OpenVinoBackend(bundle, threads=threads, precision=precision, low_memory=low_memory)
     if name == "triton":
+        if low_memory:
+            raise ConfigError("low_memory is True, which backend 'triton' does not take; leave it out")
         if threads is not None:
             raise ConfigError(f"threads is {threads!r}, which backend 'triton' does not take; leave it out")
         return _triton(bundle, precision=precision, impl=impl)

@@ -1,9 +1,13 @@
 """What the backends that compute on the CPU share: arenas in host memory, two buffers of latents, and checks."""
 
+import ctypes
+import sys
+
 import numpy as np
 
 from framert.runtime.arrays import Array, Floats
-from framert.runtime.errors import ConfigError
+from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.manifest import ModelSpec
 
 MAX_THREADS = 1024  # runtimes start whatever they are told to, and take the machine down
@@ -62,6 +66,21 @@ def check_threads(threads: int | None) -> None:
     whole = isinstance(threads, int) and not isinstance(threads, bool)
     if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
         raise ConfigError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}, or None for all cores")
+
+
+def check_kind(bundle: Bundle, backend: str) -> None:
+    """Raises: BackendError unless the bundle's graphs are ONNX files."""
+    kind = bundle.manifest.target.get("kind")
+    if kind != "onnx":
+        raise BackendError(f"{bundle.path} is built for {kind!r}; backend {backend!r} runs kind 'onnx'")
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system now, where the C library keeps it for later (glibc)."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def first_line(error: Exception) -> str:

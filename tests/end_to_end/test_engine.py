@@ -147,7 +147,7 @@ def test_a_backend_failure_caused_by_one_member_spares_the_others(pipe, alone, m
     step = denoiser.step
 
     def fragile(row, update):
-        lengths = denoiser._bound["q_range"][:, 1]
+        lengths = denoiser._tables["q_range"][:, 1]
         if (lengths == 1).any():
             raise BackendError("out of memory")
         step(row, update)

@@ -1,0 +1,57 @@
+"""What ``load(backend="auto")`` takes, and why: the fastest of what this CPU has and this bundle was verified with."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from framert.runtime.bundle import Bundle
+from framert.runtime.cpu import cpu_features
+from framert.runtime.errors import BackendError
+
+HALF_BUDGET = 0.05  # largest relative L2 error of a velocity in bfloat16; PyTorch's own bfloat16 has about as much
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend with its precision (None: its own), and the reason in words."""
+
+    backend: str
+    precision: str | None
+    reason: str
+
+
+def choose(bundle: Bundle) -> Choice:
+    """Return the backend to run a bundle with on this CPU.
+
+    OpenVINO in bfloat16 is taken where the CPU multiplies bfloat16 and ``framert doctor BUNDLE --record`` found the
+    error small; ONNX Runtime, which computes what was exported, everywhere else.
+
+    Raises: BackendError if no CPU backend is installed.
+    """
+    installed = [name for name in ("onnxruntime", "openvino") if find_spec(name) is not None]
+    if not installed:
+        raise BackendError("no CPU backend is installed; pip install 'framert[cpu]'")
+    if installed == ["openvino"]:
+        return Choice("openvino", None, "onnxruntime is not installed")
+    if "openvino" not in installed:
+        return Choice("onnxruntime", None, "openvino is not installed")
+    half = sorted({"avx512_bf16", "amx_bf16", "bf16"} & cpu_features())
+    if not half:
+        return Choice("onnxruntime", None, "this CPU has no bfloat16 arithmetic, which openvino would gain from")
+    error = _recorded(bundle, "openvino", "bf16")
+    if error is None:
+        return Choice(
+            "onnxruntime", None,
+            f"this CPU has {half[0]}, but openvino in bf16 was never compared on this bundle; "
+            f"framert doctor {bundle.path} --record does it",
+        )  # fmt: skip
+    if not error <= HALF_BUDGET:
+        return Choice("onnxruntime", None, f"openvino in bf16 was {error:.2g} off on this bundle, over {HALF_BUDGET}")
+    return Choice("openvino", "bf16", f"this CPU has {half[0]}, and bf16 was {error:.2g} off on this bundle")
+
+
+def _recorded(bundle: Bundle, backend: str, precision: str) -> float | None:
+    """Return the velocity error that ``framert doctor --record`` wrote into the manifest, if it did."""
+    backends = bundle.manifest.verified.get("backends")
+    record = backends.get(f"{backend}:{precision}") if isinstance(backends, dict) else None
+    error = record.get("velocity_error") if isinstance(record, dict) else None
+    return float(error) if isinstance(error, int | float) else None
