@@ -88,6 +88,8 @@ class Engine:
         job = prepare(request, self._manifest)
         if request.noise is not None:  # the caller may reuse the buffer
             job = replace(job, request=replace(request, noise=np.array(request.noise, np.float32)))
+        if job.reuse > 1 and not self._store.reuses:
+            raise ConfigError(f"reuse is {job.reuse}, which this backend cannot; load with backend='triton'")
         limit = self._config.max_tokens
         if limit is not None and job.tokens > limit:
             raise ConfigError(

@@ -22,8 +22,8 @@ class Job:
     """What the engine runs for one request.
 
     size: (width, height) in pixels. shape: latents of the whole sequence, (frames, channels, h, w).
-    branches: the guidance branches, each with its prompt. settings: everything but the pictures and a given noise that
-    is needed to repeat the request, see Result.
+    branches: the guidance branches, each with its prompt. reuse: condition frames run in every so many-th call.
+    settings: everything but the pictures and a given noise that is needed to repeat the request, see Result.
     """
 
     request: Request
@@ -34,6 +34,7 @@ class Job:
     schedule: Schedule
     evaluations: tuple[Evaluation, ...]
     branches: tuple[guidance.Branch, ...]
+    reuse: int
     settings: dict[str, Any]
 
     @property
@@ -81,6 +82,7 @@ def prepare(request: Request, manifest: Manifest) -> Job:
     solver = solvers.find(request.solver)
     check_seed(request.seed)
     _check_noise(request.noise, shape)
+    _check_reuse(request.reuse, composition)
     return Job(
         request=request,
         composition=composition,
@@ -90,12 +92,14 @@ def prepare(request: Request, manifest: Manifest) -> Job:
         schedule=schedule,
         evaluations=tuple(solver(schedule.sigmas.tolist())),
         branches=guidance.classifier_free(composition.prompt, request.negative_prompt, scale),
+        reuse=request.reuse,
         settings={
             **_frame_settings(request, composition),
             "negative_prompt": request.negative_prompt,
             "steps": schedule.steps,
             "guidance": float(scale),
             "solver": request.solver,
+            **({} if request.reuse == 1 else {"reuse": request.reuse}),
             "size": list(size),
             "seed": int(request.seed),
             **({} if request.noise is None else {"noise": "given"}),
@@ -169,6 +173,13 @@ def check_seed(seed: int) -> None:
     """Raises: ConfigError if ``seed`` is not a whole number that NumPy's generator takes."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed!r}; give a whole number from 0 to 2^63 - 1")
+
+
+def _check_reuse(reuse: int, composition: Composition) -> None:
+    if isinstance(reuse, bool) or not isinstance(reuse, int) or reuse < 1:
+        raise ConfigError(f"reuse is {reuse!r}; give a whole number of at least 1 (1 runs every frame in every call)")
+    if reuse > 1 and all(composition.mask):
+        raise ConfigError(f"reuse is {reuse}, but no frame of this request is given, so there is nothing to reuse")
 
 
 def _check_noise(noise: Floats | None, shape: tuple[int, int, int, int]) -> None:

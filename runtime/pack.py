@@ -6,8 +6,9 @@ import numpy as np
 
 from framert.runtime import tables
 from framert.runtime.arrays import Floats
-from framert.runtime.backends.base import Denoiser
+from framert.runtime.backends.base import Denoiser, Reusing
 from framert.runtime.sequence import Sequence
+from framert.runtime.tables import Tables
 
 
 class Pack:
@@ -22,14 +23,20 @@ class Pack:
         self._denoiser = denoiser
         self._guidance_branches = guidance_branches
         self._members: tuple[Sequence, ...] = ()
-        self._padding_frames = 0
+        self._skipping: tuple[bool, ...] = ()
+        self._built: dict[tuple[bool, ...], Tables] = {}  # of these members, by who skips
 
     def step(self, members: List[Sequence]) -> None:
         """Run one call for all members and move each to its next evaluation. Raises: what the backend raises."""
+        skipping = tuple(member.skips for member in members)
         if tuple(members) != self._members:
-            self._bind(members)
+            self._bind(members, skipping)
+        elif skipping != self._skipping:
+            assert isinstance(self._denoiser, Reusing)
+            self._denoiser.switch(self._tables(members, skipping))
+            self._skipping = skipping
         row = [member.rows[member.call] for member in members]
-        row.append(np.zeros(self._padding_frames, np.int32))
+        row.append(np.zeros(self._built[skipping].frames - sum(map(len, row)), np.int32))
         self._denoiser.step(np.concatenate(row), np.concatenate([member.update() for member in members]))
         for member in members:
             member.call += 1
@@ -62,12 +69,27 @@ class Pack:
         begins = [0, *ends[:-1]]
         return [(member, slice(a, b)) for member, a, b in zip(self._members, begins, ends, strict=True)]
 
-    def _bind(self, members: List[Sequence]) -> None:
+    def _bind(self, members: List[Sequence], skipping: tuple[bool, ...]) -> None:
         self.collect()
-        tokens = sum(tables.token_count(member) for member in members)
-        built = tables.build(members, guidance_branches=self._guidance_branches, tokens=self._denoiser.padded(tokens))
-        self._padding_frames = built.frames - sum(member.frames * len(member.branches) for member in members)
+        self._built = {}
+        built = self._tables(members, skipping)
         latents = np.concatenate([member.latents for member in members])
         history = np.concatenate([member.history for member in members])
         self._denoiser.bind(built, latents, history)
-        self._members = tuple(members)
+        self._members, self._skipping = tuple(members), skipping
+
+    def _tables(self, members: List[Sequence], skipping: tuple[bool, ...]) -> Tables:
+        if skipping not in self._built:
+            running = [
+                member.generated_frames if skips else None for member, skips in zip(members, skipping, strict=True)
+            ]
+            tokens = sum(tables.token_count(member, own) for member, own in zip(members, running, strict=True))
+            cached = any(branch.cache_begin is not None for member in members for branch in member.branches)
+            self._built[skipping] = tables.build(
+                members,
+                guidance_branches=self._guidance_branches,
+                tokens=self._denoiser.padded(tokens),
+                running=running,
+                cache_rows=self._denoiser.cache_rows if cached and isinstance(self._denoiser, Reusing) else None,
+            )
+        return self._built[skipping]

@@ -52,4 +52,5 @@ class Request:
     seed: int = 0
     noise: Floats | None = None
     solver: str = "euler"
+    reuse: int = 1
     on_step: Callable[[StepInfo], None] | None = None

@@ -46,6 +46,15 @@ class Sequence:
         return self.job.width
 
     @property
+    def generated_frames(self) -> tuple[int, ...]:
+        return tuple(number for number, generate in enumerate(self.job.composition.mask) if generate)
+
+    @property
+    def skips(self) -> bool:
+        """Whether the next call runs the generated frames alone, with the condition frames' keys of an earlier call."""
+        return self.call % self.job.reuse != 0
+
+    @property
     def done(self) -> bool:
         return self.call == len(self.job.evaluations)
 
@@ -71,13 +80,20 @@ def start(job: Job, components: Components, store: ConditioningStore) -> Sequenc
     levels = noise_levels(job)
     held: list[Conditioning] = []
     try:
-        held.extend(store.acquire(branch.prompt, levels, seconds) for branch in job.branches)
+        cache = job.tokens // len(job.branches) if job.reuse > 1 else 0
+        held.extend(store.acquire(branch.prompt, levels, seconds, cache=cache) for branch in job.branches)
     except BaseException:
         for conditioning in held:
             store.release(conditioning)
         raise
     branches = tuple(
-        BranchRows(own.text.begin, own.text.length, own.modulation.begin, branch.weight)
+        BranchRows(
+            own.text.begin,
+            own.text.length,
+            own.modulation.begin,
+            branch.weight,
+            None if own.cache is None else own.cache.begin,
+        )
         for own, branch in zip(held, job.branches, strict=True)
     )
     tokens = to_tokens(latents, job.patch)

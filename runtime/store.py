@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from framert.runtime.arena import Arena, Span
-from framert.runtime.backends.base import Denoiser
+from framert.runtime.backends.base import Denoiser, Reusing
 from framert.runtime.components import Components
 
 FIRST_TEXT = 1024  # tokens and rows the arenas start with; they double when a request needs more
 FIRST_ROWS = 128
+FIRST_CACHE = 4096  # rows of kept keys and values, once a request reuses any
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """A hold on one prompt's text rows and on its modulation rows for one list of noise levels."""
+    """A hold on one prompt's text rows, on its modulation rows for one list of noise levels, and on kept keys."""
 
     text: Span
     modulation: Span
+    cache: Span | None = None
 
 
 class ConditioningStore:
@@ -28,15 +30,33 @@ class ConditioningStore:
         self._denoiser = denoiser
         self._text = Arena(FIRST_TEXT)
         self._rows = Arena(FIRST_ROWS)
+        self._cache = Arena(FIRST_CACHE)
 
-    def acquire(self, prompt: str, noise_levels: Sequence[float], seconds: dict[str, float]) -> Conditioning:
-        """Return rows for a prompt and noise levels in 0..1000, computing them unless somebody already did."""
+    @property
+    def reuses(self) -> bool:
+        """Whether the denoiser can keep keys and values of condition frames."""
+        return isinstance(self._denoiser, Reusing)
+
+    def acquire(
+        self, prompt: str, noise_levels: Sequence[float], seconds: dict[str, float], *, cache: int = 0
+    ) -> Conditioning:
+        """Return rows for a prompt and noise levels in 0..1000, computing them unless somebody already did.
+
+        Args:
+            cache: also hold so many rows for keys and values, which nobody shares.
+        """
         hidden = self._components.hidden_states(prompt, seconds)
         held = Conditioning(
             self._text.acquire(prompt, len(hidden)),
             self._rows.acquire((prompt, tuple(noise_levels)), len(noise_levels)),
+            self._cache.acquire(object(), cache) if cache else None,
         )
         try:
+            if held.cache is not None:
+                assert isinstance(self._denoiser, Reusing)
+                required = self._cache.required
+                self._denoiser.reserve_cache(required)
+                self._cache.capacity = required
             if held.text.fresh or held.modulation.fresh:
                 self._fill(held, self._components.condition(hidden, noise_levels, seconds))
         except BaseException:
@@ -58,3 +78,5 @@ class ConditioningStore:
     def release(self, held: Conditioning) -> None:
         self._text.release(held.text)
         self._rows.release(held.modulation)
+        if held.cache is not None:  # still fresh, so that its rows are free at once
+            self._cache.release(held.cache)

@@ -11,12 +11,16 @@ from framert.runtime.arrays import Floats, Ints
 
 @dataclass(frozen=True, slots=True)
 class BranchRows:
-    """Where one guidance branch finds its text and modulation in the arenas, and its weight."""
+    """Where one guidance branch finds its text and modulation in the arenas, and its weight.
+
+    cache_begin: its own rows for keys and values, one per slot, where it keeps those of its condition frames; or None.
+    """
 
     text_begin: int
     text_length: int
     modulation_begin: int
     weight: float
+    cache_begin: int | None = None
 
 
 class Member(Protocol):
@@ -52,64 +56,93 @@ class Tables:
         return len(self.guidance_index)
 
 
-def token_count(member: Member) -> int:
-    """Return the model tokens of a member: every branch runs all its frames."""
-    return len(member.branches) * slot_count(member)
+def token_count(member: Member, running: Sequence[int] | None = None) -> int:
+    """Return the model tokens of a member: every branch runs all its frames, or those given."""
+    frames = member.frames if running is None else len(running)
+    return len(member.branches) * frames * member.height * member.width
 
 
 def slot_count(member: Member) -> int:
     return member.frames * member.height * member.width
 
 
-def build(members: Sequence[Member], *, guidance_branches: int, tokens: int | None = None) -> Tables:
+def build(
+    members: Sequence[Member],
+    *,
+    guidance_branches: int,
+    tokens: int | None = None,
+    running: Sequence[Sequence[int] | None] | None = None,
+    cache_rows: int | None = None,
+) -> Tables:
     """Pack members one after another, a member's branches side by side.
 
     Args:
         members: at least one.
         guidance_branches: width of the guidance tables.
         tokens: pad the model tokens to this many; padding forms a sequence of its own that nobody reads.
+        running: for each member the frames that run in this call, None for all; the keys and values of the others are
+            those in its branches' cache rows, and their slots get no velocity.
+        cache_rows: rows of the key and value arenas. Given, all keys pass through them: members without rows of their
+            own use those that follow, each token the row of its place. None: keys are read where they fall.
     """
-    sources, positions, frame_of, ranges, texts, indices, weights = [], [], [], [], [], [], []
+    sources, positions, frame_of, ranges, keys, texts, indices, weights = [], [], [], [], [], [], [], []
+    key_ranges: list[tuple[int, int]] = []
     slot = token = frame = 0
-    for member in members:
+    for member, chosen in zip(members, running or [None] * len(members), strict=True):
         slots = slot_count(member)
         local = np.arange(slots, dtype=np.int32)
+        if chosen is not None:
+            local = local[np.isin(local // (member.height * member.width), chosen)]
         local_frame, rest = np.divmod(local, member.height * member.width)
         position = np.stack((local_frame, *np.divmod(rest, member.width)), axis=1)
-        index = np.repeat((token + local)[:, None], guidance_branches, axis=1)
+        count = len(local)
+        own = np.full(slots, token, np.int32)  # a slot without a token points to one of its member's, with weight 0
+        own[local] = token + np.arange(count, dtype=np.int32)
+        index = np.repeat(own[:, None], guidance_branches, axis=1)
         weight = np.zeros((slots, guidance_branches), np.float32)
         for number, branch in enumerate(member.branches):
             sources.append(slot + local)
             positions.append(position)
             frame_of.append(frame + local_frame)
-            ranges.append((token, slots))
+            ranges.append((token, count))
+            if cache_rows is None:
+                key_ranges.append((token, count))
+            elif branch.cache_begin is None:
+                key_ranges.append((cache_rows + token, count))
+                keys.append(cache_rows + token + np.arange(count, dtype=np.int32))
+            else:
+                key_ranges.append((branch.cache_begin, slots))
+                keys.append(branch.cache_begin + local)
             texts.append((branch.text_begin, branch.text_length))
-            index[:, number] = token + local
-            weight[:, number] = branch.weight
-            token += slots
+            index[local, number] = token + np.arange(count, dtype=np.int32)
+            weight[local, number] = branch.weight
+            token += count
             frame += member.frames
         indices.append(index)
         weights.append(weight)
         slot += slots
     if tokens is not None and tokens > token:
         padding = tokens - token
+        begin = token + (cache_rows or 0)
         sources.append(np.zeros(padding, np.int32))
         positions.append(np.zeros((padding, 3), np.int32))
         frame_of.append(np.full(padding, frame, np.int32))
         ranges.append((token, padding))
+        key_ranges.append((begin, padding))
+        keys.append(begin + np.arange(padding, dtype=np.int32))
         texts.append((0, 1))  # any text will do; ONNX Runtime's products of empty matrices can crash
         frame += 1
-    spans = np.asarray(ranges, np.int32)
     return Tables(
         source=_join(sources),
         position=_join(positions),
         frame=_join(frame_of),
-        q_range=spans,
-        kv_range=spans,
+        q_range=np.asarray(ranges, np.int32),
+        kv_range=np.asarray(key_ranges, np.int32),
         text_range=np.asarray(texts, np.int32),
         guidance_index=_join(indices),
         guidance_weight=np.concatenate(weights),
         frames=frame,
+        kv_index=None if cache_rows is None else _join(keys),
     )
 
 

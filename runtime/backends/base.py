@@ -1,7 +1,7 @@
 """What a backend offers. Its heavy import lives inside the module that implements it."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.tables import Tables
@@ -36,6 +36,21 @@ class Denoiser(Protocol):
 
     def velocity(self) -> Floats:
         """Return the guided velocity of the last call, (slots, token_width)."""
+
+
+@runtime_checkable
+class Reusing(Protocol):
+    """What a denoiser has that can keep keys and values of condition frames from one call to the next."""
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows that ``reserve_cache`` made; see ``tables.build``."""
+
+    def reserve_cache(self, rows: int) -> None:
+        """Make the arenas of keys and values hold ``rows`` tokens of every layer; contents stay."""
+
+    def switch(self, tables: Tables) -> None:
+        """Take other tables for the slots that are bound; latents and history stay as they are."""
 
 
 class Backend(Protocol):
