@@ -5,9 +5,9 @@ import difflib
 from typing import NoReturn
 
 import framert
-from framert.runtime.cli import bench, export, inspect, run, tasks, verify
+from framert.runtime.cli import bench, export, inspect, kernels, run, tasks, verify
 
-COMMANDS = (tasks, run, export, verify, inspect, bench)
+COMMANDS = (tasks, run, export, verify, inspect, bench, kernels)
 EPILOG = """examples:
   framert export models/blocks -o blocks.bundle
   framert tasks blocks.bundle

@@ -18,7 +18,7 @@ from framert.runtime.cli import lazy, main
 from framert.runtime.cli.values import join_negative_values, numbers, size
 from framert.runtime.task_table import TASKS
 
-COMMANDS = ("tasks", "run", "export", "verify", "inspect", "bench")
+COMMANDS = ("tasks", "run", "export", "verify", "inspect", "bench", "kernels")
 
 
 @pytest.fixture

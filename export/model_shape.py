@@ -1,0 +1,59 @@
+"""Sizes that kernels are specialized on, from a bundle: its manifest, and its denoiser's graph for the rest."""
+
+import os
+import re
+from pathlib import Path
+
+import onnx
+
+from framert.kernels.specialization import ModelShape
+from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BundleError
+
+
+def model_shape(bundle: str | os.PathLike[str]) -> ModelShape:
+    """Return the shape of a bundle's transformer, named after its checkpoint.
+
+    The graph is read without its weights. The manifest does not say how wide the feed-forward layers are, nor the
+    epsilon of the norms.
+
+    Raises: BundleError if the bundle is missing or damaged, or its denoiser has no such layers.
+    """
+    opened = Bundle.open(bundle)
+    model, file = opened.manifest.model, opened.graph_path("denoiser")
+    graph = onnx.load(file, load_external_data=False).graph
+    name = str(opened.manifest.provenance.get("checkpoint", "")) or opened.path.name.removesuffix(".bundle")
+    return ModelShape(
+        name=re.sub(r"[^a-z0-9]+", "_", Path(name).name.lower()).strip("_") or "bundle",
+        hidden=model.hidden_size,
+        depth=model.depth,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        ffn=_ffn(graph, model.hidden_size, file),
+        token_width=model.token_width,
+        softcap=model.softcap,
+        guidance_branches=opened.manifest.guidance_branches,
+        norm_eps=_norm_eps(graph, file),
+    )
+
+
+def _ffn(graph: onnx.GraphProto, hidden: int, file: Path) -> int:
+    """Return the columns of the first gate: from the weight, or from the node where the weight is packed."""
+    for initializer in graph.initializer:
+        if "feed_forward.w1" in initializer.name and len(initializer.dims) == 2 and hidden in initializer.dims:
+            rows, columns = initializer.dims
+            return int(columns if rows == hidden else rows)
+    for node in graph.node:
+        if node.op_type == "MatMulNBits" and any("feed_forward.w1" in name for name in node.input):
+            return next(int(attribute.i) for attribute in node.attribute if attribute.name == "N")
+    raise BundleError(f"{file} has no feed-forward layer; export the checkpoint again")
+
+
+def _norm_eps(graph: onnx.GraphProto, file: Path) -> float:
+    for node in graph.node:
+        if node.op_type in ("RMSNormalization", "SimplifiedLayerNormalization"):
+            for attribute in node.attribute:
+                if attribute.name == "epsilon":
+                    return float(f"{attribute.f:.6g}")  # kept in fp32 there: 1e-05, not 9.99999974e-06
+    raise BundleError(f"{file} has no RMSNorm; export the checkpoint again")
