@@ -102,9 +102,9 @@ def _group_norms(graph: ir.Graph) -> None:
         assert scale is not None
         assert bias is not None
         groups = node.attributes.get_int("num_groups", 1)
-        grouping = _constant(graph, f"grouped_{groups}", np.array([0, groups, -1]))
-        ones = _constant(graph, f"ones_{groups}", np.ones(groups, np.float32))
-        zeros = _constant(graph, f"zeros_{groups}", np.zeros(groups, np.float32))
+        grouping = constant(graph, f"grouped_{groups}", np.array([0, groups, -1]))
+        ones = constant(graph, f"ones_{groups}", np.ones(groups, np.float32))
+        zeros = constant(graph, f"zeros_{groups}", np.zeros(groups, np.float32))
         shape = ir.node("Shape", [source])
         grouped = ir.node("Reshape", [source, grouping])
         epsilon = {"epsilon": node.attributes.get_float("epsilon", 1e-5)}
@@ -119,14 +119,15 @@ def _group_norms(graph: ir.Graph) -> None:
 def _per_channel(graph: ir.Graph, value: ir.Value, rank: int) -> ir.Node:
     """Return the node that turns a weight per channel into one that multiplies (batch, channels, ...)."""
     assert value.shape is not None
-    axes = _constant(graph, f"axes_{rank}", np.arange(1, rank - 1))
+    axes = constant(graph, f"axes_{rank}", np.arange(1, rank - 1))
     node = ir.node("Unsqueeze", [value, axes])
     node.outputs[0].shape = ir.Shape([value.shape[0], *[1] * (rank - 2)])
     node.outputs[0].type = value.type
     return node
 
 
-def _constant(graph: ir.Graph, name: str, array: Any) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: Any) -> ir.Value:
+    """Return the graph's constant of that name, made of the array if it is not there yet."""
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
         graph.register_initializer(

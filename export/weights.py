@@ -14,20 +14,34 @@ Array = NDArray[Any]
 EXTERNAL_FROM = 1 << 30  # bytes of weights above which they go into a file of their own; a graph file ends at 2 GiB
 ALIGNMENT = 4096  # of tensors in that file, so that they can be mapped
 GRAPH_FIELD, INITIALIZER_FIELD, RAW_DATA_FIELD = 7, 5, 9  # of ModelProto, GraphProto, TensorProto
-ONNX_TYPES = {np.dtype(np.float32): onnx.TensorProto.FLOAT}
+# ONNX element type -> how its values are stored, and bits of one value; types numpy lacks are stored as their bits.
+STORED = {
+    onnx.TensorProto.FLOAT: ("<f4", 32),
+    onnx.TensorProto.FLOAT16: ("<f2", 16),
+    onnx.TensorProto.BFLOAT16: ("<u2", 16),
+    onnx.TensorProto.INT8: ("i1", 8),
+    onnx.TensorProto.UINT8: ("u1", 8),
+    onnx.TensorProto.FLOAT8E4M3FN: ("u1", 8),
+    onnx.TensorProto.INT4: ("u1", 4),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A float32 tensor that is made when asked for."""
+    """A tensor that is made when asked for.
+
+    shape: of the ONNX tensor. read: its values, float32 or, of another type, as they are stored: the array's bytes are
+    the tensor's. type: ONNX element type, a key of STORED.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], Array]
+    type: int = onnx.TensorProto.FLOAT
 
     @property
     def size(self) -> int:
-        """In bytes."""
-        return 4 * int(np.prod(self.shape, dtype=np.int64))
+        """In bytes; two 4-bit values share one."""
+        return -(-STORED[self.type][1] * int(np.prod(self.shape, dtype=np.int64)) // 8)
 
 
 def fold(node: ir.Node, inputs: Sequence[Weight | ir.TensorProtocol]) -> Weight:
@@ -99,12 +113,12 @@ def _write_inside(proto: onnx.ModelProto, weights: Mapping[str, Weight], stream:
 
 
 def _describe(name: str, weight: Weight) -> onnx.TensorProto:
-    return onnx.TensorProto(name=name, dims=weight.shape, data_type=onnx.TensorProto.FLOAT)
+    return onnx.TensorProto(name=name, dims=weight.shape, data_type=weight.type)
 
 
 def _write_values(weight: Weight, stream: BinaryIO) -> None:
-    values = np.ascontiguousarray(weight.read(), dtype="<f4")
-    assert values.shape == weight.shape, (values.shape, weight.shape)
+    values = np.ascontiguousarray(weight.read(), dtype=STORED[weight.type][0])
+    assert values.nbytes == weight.size, (values.shape, weight.shape)
     stream.write(values.data)
 
 

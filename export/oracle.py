@@ -1,0 +1,137 @@
+"""The checkpoint's models in plain torch, float32: what bundles are measured against and calibrated on.
+
+``Oracle`` stands behind the runtime's backend interface, so that any task runs on it as on a bundle.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from framert.export.checkpoint import Checkpoint
+from framert.export.plan import Denoiser, GraphPlan
+from framert.runtime.manifest import ModelSpec
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+Watch = Callable[[Feeds, Array], None]
+INDICES = (
+    "source", "position", "frame", "q_range", "kv_range", "text_range", "guidance_index", "guidance_weight",
+)  # fmt: skip
+
+
+def load_model(plan: GraphPlan, checkpoint: Checkpoint) -> nn.Module:
+    """Return the plan's module with the checkpoint's weights, in float32."""
+    with torch.device("meta"):
+        module = plan.build()
+    state = {
+        name: torch.from_numpy(checkpoint.tensor(plan.part, name).read())
+        for name in module.get_submodule("model").state_dict()
+    }
+    module.get_submodule("model").load_state_dict(state, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def run_model(module: nn.Module, arrays: Sequence[Array]) -> list[Array]:
+    """Return the outputs of a plan's module for its inputs in order."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    with torch.no_grad():
+        # The attention that Denoiser traces is a stand-in without a result; that of the model itself is the reference.
+        call: Callable[..., Any] = module.model.denoise if isinstance(module, Denoiser) else module
+        result = call(*tensors)
+    outputs = (result,) if isinstance(result, torch.Tensor) else result
+    return [output.numpy() for output in outputs]
+
+
+class Oracle:
+    """Runs the graphs of ``plans`` as torch modules. A part's weights are loaded once, when first used."""
+
+    name = "oracle"
+
+    def __init__(self, plans: Sequence[GraphPlan], checkpoint: Checkpoint, model: ModelSpec) -> None:
+        self.model = model
+        self.watch: Watch | None = None  # called after every step with the denoiser's inputs and its velocity
+        self._plans = {plan.name: plan for plan in plans}
+        self._checkpoint = checkpoint
+        self._parts: dict[str, nn.Module] = {}
+        self._modules: dict[str, nn.Module] = {}
+
+    def part(self, name: str) -> nn.Module:
+        """Return the model of a checkpoint's part, under whose modules the stored names are found."""
+        if name not in self._parts:
+            plan = next(plan for plan in self._plans.values() if plan.part == name)
+            self._parts[name] = load_model(plan, self._checkpoint).get_submodule("model")
+        return self._parts[name]
+
+    def run(self, graph: str, feeds: Feeds) -> dict[str, Array]:
+        """Run a graph on inputs in any order; returns its outputs by name."""
+        plan = self._plans[graph]
+        if graph not in self._modules:
+            with torch.device("meta"):
+                module = plan.build()
+            module.model = self.part(plan.part)
+            self._modules[graph] = module
+        outputs = run_model(self._modules[graph], [feeds[name] for name in plan.inputs])
+        return dict(zip(plan.outputs, outputs, strict=True))
+
+    def denoiser(self) -> "OracleDenoiser":
+        return OracleDenoiser(self)
+
+
+class OracleDenoiser:
+    """The arenas and the state of one pack, in numpy; see ``runtime.backends.base.Denoiser``."""
+
+    def __init__(self, oracle: Oracle) -> None:
+        model = oracle.model
+        self._oracle = oracle
+        self._text_k = np.zeros((model.depth, 0, model.kv_heads, model.head_dim), np.float32)
+        self._text_v = self._text_k.copy()
+        self._modulation = np.zeros((0, 4 * model.depth + 1, model.hidden_size), np.float32)
+        self._indices: dict[str, Array] = {}
+        self._latents = self._history = self._velocity = np.zeros((0, model.token_width), np.float32)
+
+    def reserve(self, *, text: int, rows: int) -> None:
+        more = text - self._text_k.shape[1], rows - len(self._modulation)
+        if more[0] > 0:
+            widen = ((0, 0), (0, more[0]), (0, 0), (0, 0))
+            self._text_k, self._text_v = np.pad(self._text_k, widen), np.pad(self._text_v, widen)
+        if more[1] > 0:
+            self._modulation = np.pad(self._modulation, ((0, more[1]), (0, 0), (0, 0)))
+
+    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
+        self._text_k[:, begin : begin + text_k.shape[1]] = text_k
+        self._text_v[:, begin : begin + text_v.shape[1]] = text_v
+
+    def write_modulation(self, begin: int, modulation: Array) -> None:
+        self._modulation[begin : begin + len(modulation)] = modulation
+
+    def padded(self, tokens: int) -> int:
+        return tokens
+
+    def bind(self, tables: Any, latents: Array, history: Array) -> None:
+        self._indices = {name: getattr(tables, name) for name in INDICES}
+        self._latents, self._history = latents, history
+
+    def step(self, row: Array, update: Array) -> None:
+        feeds = self._indices | {
+            "latents": self._latents,
+            "history": self._history,
+            "row": row,
+            "modulation": self._modulation,
+            "text_k": self._text_k,
+            "text_v": self._text_v,
+            "update": update,
+        }
+        made = self._oracle.run("denoiser", feeds)
+        self._latents, self._history, self._velocity = made["next_latents"], made["next_history"], made["velocity"]
+        if self._oracle.watch is not None:
+            self._oracle.watch(feeds, self._velocity)
+
+    def state(self) -> tuple[Array, Array]:
+        return self._latents, self._history
+
+    def velocity(self) -> Array:
+        return self._velocity
