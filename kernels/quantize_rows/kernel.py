@@ -23,6 +23,7 @@ def _quantize_rows_kernel(
     x_ptr,  # (rows, width), rows x_stride apart
     q_ptr,  # (rows, width)
     scale_ptr,  # (rows,) fp32
+    rows,  # the launch grid, for launchers that know a kernel by its arguments alone
     width,
     x_stride,
     QUANTIZE: tl.constexpr,
@@ -62,7 +63,7 @@ def quantize_rows(x: Tensor, q: Tensor, scale: Tensor, kind: Literal["int8", "fp
         return
     block, warps = _launch(width)
     _quantize_rows_kernel[(rows,)](
-        x, q, scale, width, x.stride(0), QUANTIZE=kind, ONE_PASS=width <= block, BLOCK=block, num_warps=warps
+        x, q, scale, rows, width, x.stride(0), QUANTIZE=kind, ONE_PASS=width <= block, BLOCK=block, num_warps=warps
     )
 
 
@@ -81,6 +82,7 @@ def specializations(shape: ModelShape, dtype: Literal["bf16", "fp16", "fp32"], c
                         "x_ptr": f"*{dtype}",
                         "q_ptr": "*i8" if kind == "int8" else "*fp8e4nv",
                         "scale_ptr": "*fp32",
+                        "rows": "i32",
                         "width": "i32",
                         "x_stride": "i32",
                         "QUANTIZE": "constexpr",
