@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: reads the same bundle, and computes in bfloat16 where the CPU can."""
 
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,12 +36,7 @@ class OpenVinoBackend:
     def __init__(
         self, bundle: Bundle, *, threads: int | None, precision: str | None = None, low_memory: bool = False
     ) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise BackendError(
-                "backend 'openvino' needs the openvino package; pip install 'framert[openvino]'"
-            ) from error
+        openvino = import_openvino()
         check_threads(threads)
         check_kind(bundle, self.name)
         self._core = openvino.Core()
@@ -168,6 +164,25 @@ class OpenVinoDenoiser(HostArenas):
         }
         self._backend.step(self, self._tables | state)
         self.swap()
+
+
+def import_openvino() -> Any:
+    """Return the openvino module, imported without its telemetry: it reports every import to a server otherwise.
+
+    Raises: BackendError if it is not installed.
+    """
+    name = "openvino_telemetry"
+    present = sys.modules.pop(name, None)
+    sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail, and openvino then does without
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendError("backend 'openvino' needs the openvino package; pip install 'framert[openvino]'") from error
+    finally:
+        del sys.modules[name]
+        if present is not None:
+            sys.modules[name] = present
+    return openvino
 
 
 def _checked(precision: str | None, core: Any) -> str:

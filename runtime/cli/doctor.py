@@ -1,0 +1,61 @@
+"""``framert doctor``: what each backend can do on this machine, and for one bundle."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from framert.runtime import doctor
+from framert.runtime.backends.compare import compare, record
+from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BundleError, ConfigError
+
+NAME = "doctor"
+SUMMARY = "show what each backend can do on this machine"
+DESCRIPTION = """Show this machine's CPU and GPU, what each backend can do with them and why, and the command that mends
+what is missing. With a BUNDLE, also run it on the CPU backends: how far each is from ONNX Runtime, and how fast. Exit
+code 1 if no backend is usable."""
+EPILOG = """examples:
+  framert doctor
+  framert doctor blocks.bundle --record     what load(backend="auto") then chooses by
+  framert doctor --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="a bundle to compare the CPU backends on")
+    parser.add_argument("--record", action="store_true", help="write the comparison into the bundle's manifest")
+    parser.add_argument("--threads", type=int, help="threads inside an operator; default one per core")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.record and arguments.bundle is None:
+        raise ConfigError("--record was given without a BUNDLE to write into; name one")
+    report = doctor.examine()
+    found = {}
+    if arguments.bundle is not None:
+        bundle = Bundle.open(arguments.bundle)
+        others = {}
+        if report.backends["openvino"].usable:
+            others = {f"openvino:{p}": ("openvino", p) for p in ("fp32", "bf16") if p in _precisions(report)}
+        found = compare(bundle, others, threads=arguments.threads)
+        if arguments.record:
+            try:
+                record(bundle, found, _versions(report))
+            except OSError as error:
+                raise BundleError(f"cannot write {bundle.path}/manifest.json: {error.strerror}") from error
+    if arguments.json:
+        extra = {"bundle": {name: asdict(one) for name, one in found.items()}} if found else {}
+        print(json.dumps(report.to_json() | extra, indent=1))
+    else:
+        print(doctor.table(report))
+        for name, one in found.items():
+            print(f"{arguments.bundle}  {name:14} {one.seconds:8.3f} s a call, velocity {one.velocity_error:.2g} off")
+    return 0 if any(ability.usable for ability in report.backends.values()) else 1
+
+
+def _precisions(report: doctor.Report) -> tuple[str, ...]:
+    return report.backends["openvino"].precisions
+
+
+def _versions(report: doctor.Report) -> dict[str, str]:
+    return {name: report.backends[name].versions[name] for name in ("onnxruntime", "openvino")}
