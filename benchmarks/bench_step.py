@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import baseline
+import hoisted
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ SEED = 20241118
 NOISE_LEVELS = np.linspace(1000, 20, 50, dtype=np.float32)  # 50 steps; their times do not depend on the values
 STEP = 25  # the step that is timed
 TOLERANCE = 1e-4  # relative L2 between framert and the baseline that computes the same thing
+MORE = ("eager-bf16", "compiled", "hoisted-compiled", "hoisted-compiled-bf16")  # sides that --short leaves out
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
@@ -193,11 +195,20 @@ class FramertStep:
 
 
 def published(case: Case, weights: Mapping[str, Tensor], inputs: Inputs, kind: str) -> Callable[[], tuple[Tensor, ...]]:
-    """Return one step of the published algorithm. kind: eager, eager-sdpa, eager-bf16 or compiled."""
-    dtype = BFLOAT16 if kind == "eager-bf16" else FLOAT32
+    """Return one step of the published algorithm.
+
+    kind: eager, eager-sdpa, eager-bf16, compiled; or hoisted-compiled and hoisted-compiled-bf16, see ``hoisted``.
+    """
+    dtype = BFLOAT16 if kind.endswith("-bf16") else FLOAT32
     attention: baseline.SelfAttention = "sdpa" if kind == "eager-sdpa" else "softcap"
     model = baseline.build(case.config, weights, attention=attention, dtype=dtype)
     text = torch.stack((inputs.negative, inputs.prompt))
+    if kind.startswith("hoisted-compiled"):
+        hoisted_step = hoisted.HoistedStep(
+            model, case.config, text, torch.ones(text.shape[:2]), inputs.levels,
+            shape=(case.side, case.side), guidance=case.guidance,
+        )  # fmt: skip
+        return lambda: hoisted_step(inputs.latents, inputs.delta)
     step = baseline.GuidedStep(
         torch.compile(model) if kind == "compiled" else model, text, torch.ones(text.shape[:2]), case.guidance, dtype
     )
@@ -270,7 +281,7 @@ def main() -> int:
         print(f"error: framert is imported from {framert.__file__}, not from this checkout", file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
-    kinds = ["eager", "eager-sdpa", *([] if options.short else ["eager-bf16", "compiled"])]
+    kinds = ["eager", "eager-sdpa", *([] if options.short else MORE)]
     case = Case(heads=options.heads, kv_heads=options.heads // 4)
 
     def log(line: str) -> None:

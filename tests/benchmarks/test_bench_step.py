@@ -23,9 +23,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_sides_agree_and_rows_are_complete(bench: ModuleType) -> None:
+def test_sides_agree_and_rows_are_complete(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = Environment.capture(ROOT, threads=1, record=False)
-    kinds = ["eager", "eager-sdpa", "eager-bf16"]
+    kinds = ["eager", "eager-sdpa", "eager-bf16", "hoisted-compiled"]
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # takes a minute
     rows = bench.measure(bench.Case(**TINY), kinds, environment, 2, lambda line: None)
     steps = [row.impl for row in rows if row.metric == "step"]
     ratios = [row.impl for row in rows if row.metric == "rate_ratio"]
@@ -33,6 +34,7 @@ def test_sides_agree_and_rows_are_complete(bench: ModuleType) -> None:
     assert steps == ["framert", *kinds]
     assert ratios == [f"framert/{kind}" for kind in kinds]
     assert errors["framert"] < 1e-5 < errors["eager-sdpa"]
+    assert errors["hoisted-compiled"] < 1e-5
     assert 1e-4 < errors["eager-bf16"] < 0.1
     assert all(row.n == 2 and row.p20 > 0 for row in rows if row.metric in {"step", "rate_ratio"})
 
