@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -135,6 +135,28 @@ class Engine:
                     self._pack.release()
             finally:
                 self._stepping.release()
+
+    def warm_up(self, tokens: Iterable[int]) -> None:
+        """Run calls of so many model tokens on nothing, so that the first real ones find everything ready.
+
+        A backend that compiles or captures per size does so now. Other requests wait meanwhile.
+
+        Args:
+            tokens: model tokens of the calls to come: guidance branches * frames * (width / 16) * (height / 16) of a
+                request alone, 16 being the bundle's ``manifest.model.multiple``; their sum for requests that share.
+        Raises: ConfigError for a number below 1 or above the engine's max_tokens; what the backend raises.
+        """
+        counts = list(tokens)
+        limit = self._config.max_tokens
+        for count in counts:
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1 or count > (limit or count):
+                most = "" if limit is None else f" up to {limit}"
+                raise ConfigError(f"warm_up was given {count!r} tokens; give whole numbers from 1{most}")
+        self._refuse_reentry()
+        with self._stepping:
+            self._store.prepare()
+            for count in counts:
+                self._pack.warm_up(count, self._manifest.model.token_width)
 
     def start(self) -> None:
         """Step in a background thread until ``stop``, for applications that only submit and wait."""

@@ -1,6 +1,7 @@
 """The sequences that share denoiser calls, as one set of tables on the device."""
 
 from collections.abc import Sequence as List
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -8,7 +9,17 @@ from framert.runtime import tables
 from framert.runtime.arrays import Floats
 from framert.runtime.backends.base import Denoiser, Reusing
 from framert.runtime.sequence import Sequence
-from framert.runtime.tables import Tables
+from framert.runtime.tables import BranchRows, Tables
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """A member of one token, for calls that nobody reads."""
+
+    frames: int = 1
+    height: int = 1
+    width: int = 1
+    branches: tuple[BranchRows, ...] = (BranchRows(0, 1, 0, 1.0),)
 
 
 class Pack:
@@ -40,6 +51,16 @@ class Pack:
         self._denoiser.step(np.concatenate(row), np.concatenate([member.update() for member in members]))
         for member in members:
             member.call += 1
+
+    def warm_up(self, count: int, token_width: int) -> None:
+        """Run two calls of ``count`` model tokens on zeros: a backend may compile in one and record the other."""
+        self.collect()
+        bucket = self._denoiser.padded(count)
+        built = tables.build([_Nothing()], guidance_branches=self._guidance_branches, tokens=bucket)
+        nothing = np.zeros((1, token_width), np.float32)
+        self._denoiser.bind(built, nothing, nothing)
+        for _ in range(2):
+            self._denoiser.step(np.zeros(built.frames, np.int32), np.zeros((1, 6), np.float32))
 
     def collect(self) -> None:
         """Bring the members' latents and histories back from the denoiser, and unbind it."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from framert.runtime.backends.base import Backend
 from framert.runtime.backends.choice import choose
 from framert.runtime.bundle import Bundle
 from framert.runtime.cameras import Cameras
+from framert.runtime.checkpoints import bundle_of, is_checkpoint
 from framert.runtime.components import Components
 from framert.runtime.config import EngineConfig
 from framert.runtime.engine import Engine, check_callback
@@ -43,7 +44,8 @@ def load(
     """Open a bundle.
 
     Args:
-        bundle: the folder that ``framert export`` wrote.
+        bundle: the folder that ``framert export`` wrote; or a checkpoint's folder, which is exported first, once, into
+            ``$FRAMERT_CACHE`` or the user's cache (needs the extra "export").
         backend: "onnxruntime", "openvino" or "triton" (NVIDIA GPUs). A named backend is used or refused, never replaced
             by another; "auto" takes "openvino" in bfloat16 where this CPU has it and the bundle was found to keep its
             picture so, else "onnxruntime". ``Pipeline.backend_reason`` says why.
@@ -57,7 +59,7 @@ def load(
     Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here;
         ConfigError for an option that the backend does not have.
     """
-    opened = Bundle.open(bundle, check_files=check_files)
+    opened = Bundle.open(bundle_of(bundle) if is_checkpoint(bundle) else bundle, check_files=check_files)
     reason = "named by the caller"
     if backend == "auto":
         if precision is not None:
@@ -95,6 +97,10 @@ class Pipeline:
             max_tokens: model tokens per denoiser call; larger requests are refused. None packs up to 8192.
         """
         return Engine(self._bundle, self._backend, self._components, EngineConfig(max_tokens=max_tokens))
+
+    def warm_up(self, tokens: Iterable[int]) -> None:
+        """Make calls of so many model tokens ready before the first request, see ``Engine.warm_up``."""
+        self._engine.warm_up(tokens)
 
     def run(
         self,

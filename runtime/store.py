@@ -37,6 +37,10 @@ class ConditioningStore:
         """Whether the denoiser can keep keys and values of condition frames."""
         return isinstance(self._denoiser, Reusing)
 
+    def prepare(self) -> None:
+        """Make the arenas, so that calls can run before any request came."""
+        self._denoiser.reserve(text=self._text.capacity, rows=self._rows.capacity)
+
     def acquire(
         self, prompt: str, noise_levels: Sequence[float], seconds: dict[str, float], *, cache: int = 0
     ) -> Conditioning:

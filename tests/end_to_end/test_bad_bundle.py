@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import framert
-from framert.runtime.bundle import new_bundle, sha256
+from framert.runtime.bundle import Bundle, new_bundle, sha256
 from framert.runtime.errors import BackendError, BundleError
 
 SIDE = 32
@@ -124,7 +124,7 @@ def test_damaged_bundles_are_refused(damage, says, copy, workplace, refused, ref
 
 def test_checkpoint_instead_of_a_bundle_is_recognised():
     with pytest.raises(BundleError, match=r"a checkpoint\? export it first"):
-        framert.load(GOLDEN / "checkpoint")
+        Bundle.open(GOLDEN / "checkpoint")
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b"], ids=["too long", "null byte"])

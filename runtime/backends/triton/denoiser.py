@@ -40,7 +40,9 @@ class TritonDenoiser:
         self._arenas = Arenas(
             text_k=empty,
             text_v=empty,
-            modulation=torch.zeros(0, 4 * model.depth + 1, model.hidden_size, device=settings.device),
+            modulation=torch.zeros(
+                0, 4 * model.depth + 1, model.hidden_size, dtype=settings.modulation, device=settings.device
+            ),
             cache_k=empty,
             cache_v=empty,
         )

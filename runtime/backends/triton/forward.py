@@ -20,7 +20,7 @@ from framert.runtime.backends.triton.weights import Activation, Layer, StepWeigh
 class Arenas:
     """What requests keep on the device between steps.
 
-    text_k, text_v: (depth, capacity, kv_heads, head_dim). modulation: (rows, 4 * depth + 1, hidden) fp32.
+    text_k, text_v: (depth, capacity, kv_heads, head_dim). modulation: (rows, 4 * depth + 1, hidden).
     cache_k, cache_v: (depth, capacity, kv_heads, head_dim), keys and values of requests that reuse those of their
     condition frames; empty where none does.
     """

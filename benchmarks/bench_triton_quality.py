@@ -1,0 +1,104 @@
+"""What precision and reuse cost the picture in backend "triton": distances to fp32 on held-out Blocks scenes.
+
+    python benchmarks/bench_triton_quality.py BUNDLE [--scenes 4] [--steps 20] [--impl reference]
+
+Velocity errors are relative L2 distances on the way of the fp32 run, at its own latents, by noise level; latents are
+compared after the full solver from the same noise. Every figure is the mean over scenes and tasks. Nothing is timed.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent / "blocks"))
+
+from frames import SceneFrames, caption, scene_frames
+from PIL import Image
+
+import framert
+from framert.runtime.bench.quality import decibels
+
+PRECISIONS = ("bf16", "fp16", "int8", "fp8")
+REUSES = (2, 4)
+LEVELS = (0.95, 0.7, 0.4, 0.1)  # noise levels, 1 is all noise
+GIVEN = {"image_to_depth": "picture", "depth_to_image": "depth", "edit": "picture", "text_to_image": None}
+
+
+def requests(frames: SceneFrames) -> dict[str, dict[str, Any]]:
+    """Return what to ask of every task of GIVEN for one scene."""
+    asked: dict[str, dict[str, Any]] = {}
+    for task, name in GIVEN.items():
+        asked[task] = {} if name is None else {"images": [_picture(frames, name)]}
+        if task != "image_to_depth":
+            asked[task]["prompt"] = frames.story.edit.instruction if task == "edit" else caption(frames.story.scene)
+    return asked
+
+
+def _picture(frames: SceneFrames, name: str) -> Image.Image:
+    return Image.fromarray(np.round(frames.pictures[name] * 255).astype(np.uint8))
+
+
+def velocity_errors(exact: framert.Pipeline, other: framert.Pipeline, latents: np.ndarray) -> dict[float, float]:
+    """Return the relative L2 error of one frame's velocity by noise level; text is drawn, the same for both."""
+    random = np.random.default_rng(0)
+    noise = random.standard_normal(latents.shape).astype(np.float32)
+    text = random.standard_normal((1, 12, exact.manifest.model.text_width)).astype(np.float32)
+    errors = {}
+    for level in LEVELS:
+        sample = ((1 - level) * latents + level * noise)[None]
+        call = (sample, np.full(len(latents), 1000 * level, np.float32), text, np.ones((1, 12)))
+        expected = exact.velocity(*call).astype(np.float64)
+        errors[level] = float(np.linalg.norm(other.velocity(*call) - expected) / np.linalg.norm(expected))
+    return errors
+
+
+def compare(bundle: Path, scenes: int, steps: int, impl: str) -> list[dict[str, Any]]:
+    """Return one record per precision and per reuse."""
+    exact = framert.load(bundle, backend="triton", impl=impl, precision="fp32")
+    asked = [requests(scene_frames(seed, exact.manifest.native_side)) for seed in range(scenes)]
+    runs = [(task, seed, request) for seed, tasks in enumerate(asked) for task, request in tasks.items()]
+    truth = [exact.run(task, seed=seed, steps=steps, **request).latents for task, seed, request in runs]
+
+    def record(name: str, pipe: framert.Pipeline, reuse: int) -> dict[str, Any]:
+        by_task: dict[str, list[float]] = {}
+        for (task, seed, request), expected in zip(runs, truth, strict=True):
+            if reuse == 1 or "images" in request:
+                made = pipe.run(task, seed=seed, steps=steps, reuse=reuse, **request).latents
+                by_task.setdefault(task, []).append(decibels(made, expected, float(np.ptp(expected))))
+        made = {"name": name, "latents_psnr": {task: float(np.mean(values)) for task, values in by_task.items()}}
+        if reuse == 1:
+            errors = [velocity_errors(exact, pipe, latents) for latents in truth[:4]]
+            made["velocity"] = {level: float(np.mean([each[level] for each in errors])) for level in LEVELS}
+        return made
+
+    rows = [
+        record(precision, framert.load(bundle, backend="triton", impl=impl, precision=precision), 1)
+        for precision in PRECISIONS
+    ]
+    return rows + [record(f"fp32, reuse={reuse}", exact, reuse) for reuse in REUSES]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--impl", default="auto", help="as framert.load takes it; reference runs without a GPU")
+    parser.add_argument("--json", action="store_true", help="print records instead of a table")
+    options = parser.parse_args()
+    rows = compare(options.bundle, options.scenes, options.steps, options.impl)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        velocity = "  ".join(f"{level}: {error:.2%}" for level, error in row.get("velocity", {}).items())
+        psnr = "  ".join(f"{task} {value:.1f}" for task, value in row["latents_psnr"].items())
+        print(f"{row['name']:14}  latents, dB: {psnr}  {'velocity error: ' + velocity if velocity else ''}")
+
+
+if __name__ == "__main__":
+    main()
