@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +12,17 @@ from tqdm import tqdm
 
 import framert
 from framert.export import frame_attention
+from framert.export import precision as precisions
 from framert.export.checkpoint import Checkpoint, check_tensors, config_values, open_checkpoint
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.passes import clean, fold_weights
 from framert.export.plan import GUIDANCE_BRANCHES, GraphPlan, plan_graphs
+from framert.export.quantize.prepare import prepare
+from framert.export.quantize.recipe import Recipe
 from framert.export.tokenizer import write_tokenizer
 from framert.export.trace import name_ends, parameters, stored_shapes, trace
-from framert.export.weights import Weight, write_model
-from framert.runtime.bundle import file_specs, new_bundle, write_manifest
+from framert.export.weights import write_model
+from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Graph, Manifest, ModelSpec, ScheduleSpec
 
@@ -34,6 +38,8 @@ def export(
     output: str | os.PathLike[str],
     *,
     native_side: int | None = None,
+    precision: str | Mapping[str, str] = "fp32",
+    target: str = "onnx",
     force: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -44,12 +50,16 @@ def export(
         output: the bundle's folder; it appears whole or not at all.
         native_side: side of the pictures the model was trained on, in pixels; None takes "native_side" of
             transformer/config.json, or else 512.
+        precision: one word for denoiser and text encoder, "part=word" pairs joined by commas or a mapping of them, or
+            "auto"; see ``export.precision``.
+        target: "onnx", or "tensorrt" for graphs in the form that its builder takes.
         force: replace a bundle that stands at ``output``.
         progress: show a bar on stderr.
     Returns: the path of the bundle.
     Raises: CheckpointError for a checkpoint that does not fit; BundleError if ``output`` cannot be written;
-        ConfigError for a ``native_side`` the model cannot have.
+        ConfigError for a ``native_side`` the model cannot have, or a precision that does not exist.
     """
+    words = precisions.parts(precision, target)
     with new_bundle(output, force=force) as folder:
         opened = open_checkpoint(checkpoint)
         transformer = NextDiTConfig.from_checkpoint(opened.configs["transformer"])
@@ -58,10 +68,6 @@ def export(
         plans = plan_graphs(transformer, opened.configs["vae"], opened.configs["text_encoder"])
         check_tensors(opened, {plan.part: stored_shapes(plan) for plan in plans})
         write_tokenizer(opened.tokenizer, folder / "tokenizer.json")
-        graphs: dict[str, Graph] = {}
-        for plan in (bar := tqdm(plans, unit="graph", disable=not progress)):
-            bar.set_description(plan.name)
-            graphs[plan.name] = _export_graph(plan, opened, transformer.softcap, folder)
         manifest = Manifest(
             family=FAMILY,
             native_side=side,
@@ -70,11 +76,17 @@ def export(
             prompt_tokens=PROMPT_TOKENS,
             guidance_branches=GUIDANCE_BRANCHES,
             target={"kind": "onnx"},
-            graphs=graphs,
-            files=file_specs(folder),
-            provenance=_provenance(opened),
+            graphs={},
+            files={},
         )
-        write_manifest(folder, manifest)
+        recipes = prepare(Bundle(folder, manifest), opened, plans, words)
+        graphs: dict[str, Graph] = {}
+        for plan in (bar := tqdm(plans, unit="graph", disable=not progress)):
+            bar.set_description(plan.name)
+            word = words[precisions.PART_OF.get(plan.name, plan.name)]
+            graphs[plan.name] = _export_graph(plan, recipes[plan.part], word, transformer.softcap, folder, target)
+        provenance = _provenance(opened) | {"precision": words}
+        write_manifest(folder, replace(manifest, graphs=graphs, files=file_specs(folder), provenance=provenance))
     return Path(output)
 
 
@@ -98,16 +110,18 @@ def model_spec(transformer: NextDiTConfig, checkpoint: Checkpoint) -> ModelSpec:
     )
 
 
-def _export_graph(plan: GraphPlan, checkpoint: Checkpoint, softcap: float, folder: Path) -> Graph:
+def _export_graph(plan: GraphPlan, recipe: Recipe, word: str, softcap: float, folder: Path, target: str) -> Graph:
     model = trace(plan)
     clean(model)
     name_ends(model.graph, plan)
     inputs = parameters(model.graph, plan)
-    stored = {name: checkpoint.tensor(plan.part, name) for value in inputs if (name := str(value.name))}
-    weights = {name: Weight(tensor.shape, tensor.read) for name, tensor in stored.items()}
+    weights = fold_weights(
+        model.graph, inputs, {name: recipe.weights[name] for value in inputs if (name := str(value.name))}
+    )
+    weights = recipe.apply(model.graph, plan.name, word, weights, signed=target == "tensorrt")
     functions = [frame_attention.function(softcap)] if plan.name == "denoiser" else []
-    files = write_model(model, fold_weights(model.graph, inputs, weights), functions, folder, plan.name)
-    return Graph(files=files, precision="float32", inputs=dict(plan.inputs), outputs=dict(plan.outputs))
+    files = write_model(model, weights, functions, folder, plan.name)
+    return Graph(files=files, precision=precisions.WORDS[word], inputs=dict(plan.inputs), outputs=dict(plan.outputs))
 
 
 def _values(checkpoint: Checkpoint, part: str, names: tuple[str, ...]) -> dict[str, Any]:

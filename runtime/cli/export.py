@@ -11,6 +11,8 @@ It appears whole or not at all. Needs the extra framert[export]."""
 EPILOG = """examples:
   framert export models/blocks -o blocks.bundle
   framert export lehduong/OneDiffusion -o onediffusion.bundle
+  framert export models/blocks -o small.bundle --precision int8
+  framert export models/blocks -o mixed.bundle --precision denoiser=int8,text_encoder=fp32
   framert export my_checkpoint -o my.bundle --native-side 256 --force"""
 
 
@@ -23,6 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="side in pixels of the pictures the model was trained on (default: the checkpoint's, or 512)",
     )
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="WORD|PART=WORD,...",
+        help="fp32, fp16, bf16, int8, int4 or fp8 for denoiser and text encoder; or by part: text_encoder, vae, "
+        "conditioner, denoiser; or auto, the best for the target (default: fp32)",
+    )
+    parser.add_argument(
+        "--target",
+        default="onnx",
+        metavar="TARGET",
+        help="onnx, or tensorrt for quantized graphs in the form that its builder takes (default: onnx)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that exists")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -33,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint,
         arguments.output,
         native_side=arguments.native_side,
+        precision=arguments.precision,
+        target=arguments.target,
         force=arguments.force,
         progress=not arguments.quiet,
     )

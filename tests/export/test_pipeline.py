@@ -25,7 +25,7 @@ Fake = Callable[..., Graph]
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the tracing of graphs: for tests of everything around it."""
 
-    def stub(plan: Any, checkpoint: Any, softcap: float, folder: Path) -> Graph:
+    def stub(plan: Any, recipe: Any, word: str, softcap: float, folder: Path, target: str) -> Graph:
         (folder / f"{plan.name}.onnx").write_bytes(b"graph")
         return Graph(
             files=(f"{plan.name}.onnx",), precision="float32", inputs=dict(plan.inputs), outputs=dict(plan.outputs)
@@ -74,7 +74,7 @@ def test_manifest_holds_what_the_configurations_say(checkpoint: Path, tmp_path: 
     assert manifest.verified == {}
     origin = manifest.provenance
     assert origin["checkpoint"] == "checkpoint"
-    assert set(origin) == {"checkpoint", "files", "framert", "torch", "onnx", "date"}
+    assert set(origin) == {"checkpoint", "files", "framert", "torch", "onnx", "date", "precision"}
     assert "transformer/diffusion_pytorch_model.safetensors" in origin["files"]
     assert "tokenizer/spiece.model" in origin["files"]
 

@@ -1,0 +1,60 @@
+"""From a precision to a graph: which products are rewritten, how, and what is done to the weights before."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_ir as ir
+
+from framert.export.quantize import per_token, smoothing
+from framert.export.quantize.calibration import Activation
+from framert.export.quantize.smoothing import Floats, Link
+from framert.export.weights import Weight
+
+KINDS = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
+SMOOTHED = ("int8", "fp8")
+# Products of the repeated layers: nearly all of the weights. What enters and leaves the model stays in fp32.
+PRODUCTS = {"denoiser": r"layers\.\d+\.", "text_encoder": r"encoder\.block\.\d+\.layer\."}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What was learned of one checkpoint part, and its weights made ready.
+
+    weights: stored tensors by name, smoothed if activations are given. activations: by the stored name of a product;
+    empty if nothing was calibrated. divisors: what the channels of these inputs are divided by since.
+    """
+
+    weights: Mapping[str, Weight]
+    activations: Mapping[str, Activation] = field(default_factory=dict)
+    divisors: Mapping[str, Floats] = field(default_factory=dict)
+
+    @classmethod
+    def smoothed(
+        cls, weights: Mapping[str, Weight], links: Sequence[Link], activations: Mapping[str, Activation]
+    ) -> "Recipe":
+        ready, divisors = smoothing.smooth(weights, links, activations)
+        return cls(ready, activations, divisors)
+
+    def apply(
+        self, graph: ir.Graph, name: str, word: str, weights: Mapping[str, Weight], *, signed: bool
+    ) -> dict[str, Weight]:
+        """Rewrite a graph's products for a precision.
+
+        Args:
+            name: of the graph. word: its precision. weights: of the graph, by the name of their value.
+            signed: quantize activations to signed numbers, which TensorRT asks for.
+        Returns: the weights of the rewritten graph.
+        """
+        if word not in KINDS:
+            return dict(weights)
+        chosen = re.compile(PRODUCTS[name])
+        typical = {
+            value: self.activations[stored].amax(self.divisors.get(stored))
+            for value in weights
+            if (stored := value.removesuffix("_transpose")) in self.activations
+        }
+        return per_token.quantize_products(
+            graph, weights, KINDS[word], lambda value: chosen.match(value) is not None, typical, signed=signed
+        )

@@ -1,0 +1,35 @@
+"""Weights of products in 8 bits, one scale per output channel; the rounding is onnxruntime's."""
+
+from functools import lru_cache
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import quant_utils
+
+from framert.export.weights import Array, Weight
+
+LARGEST = {onnx.TensorProto.INT8: 127.0, onnx.TensorProto.FLOAT8E4M3FN: 448.0}
+SMALLEST = 1e-30  # a channel of zeros gets this scale rather than 0
+
+
+def per_channel(weight: Weight, kind: int) -> tuple[Weight, Weight]:
+    """Return the values, (in, out) of type ``kind``, and the scales, (out,): weight = values * scales, nearly."""
+
+    @lru_cache(maxsize=1)  # both are written one after the other
+    def read() -> tuple[Array, NDArray[np.float32]]:
+        return quantize(weight.read(), kind)
+
+    inputs, outputs = weight.shape
+    return Weight((inputs, outputs), lambda: read()[0], kind), Weight((outputs,), lambda: read()[1])
+
+
+def quantize(values: NDArray[np.float32], kind: int) -> tuple[Array, NDArray[np.float32]]:
+    """Return values (in, out) rounded to ``kind``, as they are stored, and the scale of each column."""
+    scales = np.maximum(np.abs(values).max(0) / LARGEST[kind], SMALLEST).astype(np.float32)
+    zero = np.zeros(1, np.int8)
+    if kind == onnx.TensorProto.INT8:
+        rounded = quant_utils.quantize_nparray(kind, values, scales, zero, low=-127)
+    else:
+        rounded = quant_utils.quantize_nparray(kind, values / scales, np.ones((), np.float32), 0).view(np.uint8)
+    return rounded, scales
