@@ -54,7 +54,7 @@ class HoistedNextDiT(nn.Module):
         self.head_dim = config["hidden_size"] // self.heads
         self.frames, self.rows, self.columns, self.patch = frames, rows, columns, published.patch
         self.x_embedder, self.out = published.x_embedder, published.final_layer.linear
-        self.layers = [layer for layer in published.layers]
+        self.layers = list(published.layers)
         self.channels = published.channels
         weight = published.x_embedder.weight
         table = rotary_table(self.head_dim, frames, max(rows, columns))[:, :rows, :columns].flatten(0, 2)
