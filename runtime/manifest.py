@@ -5,6 +5,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar, get_origin
 
 FORMAT = 1
+# A graph's precision -> the word for it on the command line and in benchmarks.
+PRECISION_WORDS = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8e4m3fn": "fp8",
+    "int8": "int8",
+    "int4": "int4",
+}
 Spec = TypeVar("Spec", bound="ModelSpec | ScheduleSpec | FileSpec | Graph | Manifest")
 
 

@@ -22,7 +22,7 @@ from framert.runtime.engine import Engine, check_callback
 from framert.runtime.errors import ConfigError, ShapeError, TaskError
 from framert.runtime.images import ImageSource
 from framert.runtime.job import check_seed
-from framert.runtime.manifest import Manifest
+from framert.runtime.manifest import PRECISION_WORDS, Manifest
 from framert.runtime.request import Request, StepInfo
 from framert.runtime.result import Result
 from framert.runtime.ticket import Ticket
@@ -89,6 +89,16 @@ class Pipeline:
     def backend_name(self) -> str:
         """The name of the backend that runs the graphs, as ``load`` takes it."""
         return self._backend.name
+
+    @property
+    def side(self) -> str:
+        """Backend and precision, such as "onnxruntime-int8", or "openvino-int8+bf16" for a quantized bundle whose other
+        arithmetic is in bfloat16: what benchmarks call this pipeline.
+        """
+        exported = PRECISION_WORDS.get(self.manifest.graphs["denoiser"].precision, "mixed")
+        computed = getattr(self._backend, "precision", None)  # None: what was exported
+        words = [word for word in dict.fromkeys((exported, computed)) if word not in (None, "fp32")]
+        return f"{self._backend.name}-{'+'.join(words) or 'fp32'}"
 
     def engine(self, *, max_tokens: int | None = None) -> Engine:
         """Return a new engine on this bundle, for many requests at once; weights are shared.

@@ -1,8 +1,8 @@
 """What evaluate.py's metrics have to reach for every task to count as working, and the scores as a table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-Scores = dict[str, float]
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,27 @@ FLOORS = (
 )
 
 
-def format_table(table: dict[str, Scores], *, floors_only: bool = False) -> str:
-    """Return the scores as Markdown, each floor beside its metric; ``scenes`` of a task says how many it is over."""
+def format_table(table: Mapping[str, Any], *, floors_only: bool = False) -> str:
+    """Return the scores as Markdown, each floor beside its metric.
+
+    Args:
+        table: {task: {metric: value, or {value, low, high} with a 95 % interval, "scenes": n}}; names that begin with
+            an underscore are no tasks. floors_only: leave out metrics that have no floor.
+    """
     floors = {(floor.task, floor.metric): floor for floor in FLOORS}
-    lines = ["| task | metric | value | floor | | scenes |", "|---|---|---|---|---|---|"]
+    lines = ["| task | metric | value | 95 % interval | floor | | scenes |", "|---|---|---|---|---|---|---|"]
     for task, scores in table.items():
+        if task.startswith("_"):
+            continue
         scenes = f"{scores['scenes']:.0f}" if "scenes" in scores else ""
-        for metric, value in scores.items():
+        for metric, figures in scores.items():
             floor = floors.get((task, metric))
             if metric == "scenes" or (floors_only and floor is None):
                 continue
+            value = figures["value"] if isinstance(figures, Mapping) else figures
+            interval = f"{figures['low']:.3f} to {figures['high']:.3f}" if isinstance(figures, Mapping) else ""
             verdict = "" if floor is None else "met" if floor.met(value) else "**not met**"
-            lines.append(f"| {task} | {metric} | {value:.3f} | {floor or ''} | {verdict} | {scenes} |")
+            lines.append(f"| {task} | {metric} | {value:.3f} | {interval} | {floor or ''} | {verdict} | {scenes} |")
+    if all(line.split("|")[4].strip() in ("", "95 % interval", "---") for line in lines):  # figures without intervals
+        lines = ["|".join(part for place, part in enumerate(line.split("|")) if place != 4) for line in lines]
     return "\n".join(lines)

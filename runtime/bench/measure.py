@@ -89,16 +89,12 @@ class _Run:
     rows: list[Row] = field(default_factory=list)
     kept: dict[tuple[Mode, int], Result] = field(default_factory=dict)
 
-    @property
-    def impl(self) -> str:
-        return f"{self.pipe.backend_name}-{self.pipe.manifest.graphs['denoiser'].precision}"
-
     def add(self, case: str, metric: str, unit: str, samples: Sequence[float], impl: str | None = None) -> None:
         """Note a row; one of no samples is left out."""
         if samples:
             case = f"{case}; {identity(self.pipe.manifest)}"
             made = self.environment.row(
-                bench=BENCH, impl=impl or self.impl, case=case, metric=metric, unit=unit, samples=samples
+                bench=BENCH, impl=impl or self.pipe.side, case=case, metric=metric, unit=unit, samples=samples
             )
             self.rows.append(made)
 
@@ -233,7 +229,7 @@ def _throughput(run: _Run) -> None:
         run.add(f"{side}: {case}", "throughput", "requests/s", [together / each_time for each_time in times])
     run.add(f"packed: {case}", "energy", "J/request", joules)
     ratios = rate_ratios(seconds, "packed", "alone")
-    run.add(case, "rate_ratio", "x", ratios, f"{run.impl} packed/{run.impl} alone")
+    run.add(case, "rate_ratio", "x", ratios, f"{run.pipe.side} packed/{run.pipe.side} alone")
 
 
 def _trace(run: _Run, trace: Trace, alone: dict[Kind, float]) -> None:
@@ -282,8 +278,7 @@ def _compare(run: _Run, open_reference: Opener | None) -> list[str]:
         for done, (kind, number) in enumerate(wanted, 1):
             run.say(f"reference: {done} of {len(wanted)}")
             expected[kind, number] = engine.submit(request(kind, number)).result()
-        precision = reference.manifest.graphs["denoiser"].precision
-        name = f"{reference.backend_name}-{precision} of {identity(reference.manifest)}"
+        name = f"{reference.side} of {identity(reference.manifest)}"
     failures = []
     for mode in ("alone", "packed", "trace") if open_reference else ("packed", "trace"):
         for kind in run.plan.all_kinds:

@@ -19,6 +19,7 @@ from framert.runtime.bench.rows import Environment, Row, checkout
 from framert.runtime.bench.trace import FORM, Trace
 from framert.runtime.bench.workload import request
 from framert.runtime.bundle import Bundle
+from framert.runtime.checkpoints import is_checkpoint
 from framert.runtime.cli import values
 from framert.runtime.cli.lazy import export_module
 from framert.runtime.job import prepare
@@ -66,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--trace", metavar="SPEC", help=f"open-loop load: {FORM}".replace("%", "%%"))
     how = parser.add_argument_group("how to run it")
     how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
+    how.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="of a bundle: what the backend computes in, where it has a choice; of a checkpoint: what to export it in",
+    )
     how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
     gate = parser.add_argument_group("quality")
     gate.add_argument(
@@ -89,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         reference = arguments.reference and partial(load, arguments.reference, threads=arguments.threads)
         if reference is not None:
             _check_reference(arguments.reference, plan)
-        opener = partial(load, bundle, backend=arguments.backend, threads=arguments.threads)
+        precision = None if exported is not None else arguments.precision  # a checkpoint was exported in it
+        opener = partial(load, bundle, backend=arguments.backend, threads=arguments.threads, precision=precision)
         report = measure(opener, reference, plan, environment, say)
     if exported is not None:
         first = report.rows[0]
@@ -121,11 +128,13 @@ def table(rows: Sequence[Row]) -> str:
 def _bundle(arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> tuple[Path, float | None]:
     """Return the bundle's path, and the seconds its export took if a checkpoint was given."""
     path = Path(arguments.bundle)
-    if not (path / "model_index.json").is_file():
+    if not is_checkpoint(path):
         return path, None
     say(f"exporting {path}")
     begin = time.perf_counter()
-    export_module("pipeline", NAME).export(path, folder / f"{path.name}.bundle", progress=not arguments.quiet)
+    export_module("pipeline", NAME).export(
+        path, folder / f"{path.name}.bundle", precision=arguments.precision or "fp32", progress=not arguments.quiet
+    )
     return folder / f"{path.name}.bundle", time.perf_counter() - begin
 
 

@@ -76,7 +76,7 @@ def test_rows_of_the_measurement_are_complete(measured, golden_bundle):
         assert set(row) == set(rows.COLUMNS)
         assert row["bench"] == "serve"
         assert row["case"].endswith(identity)
-        assert row["impl"].startswith("onnxruntime-float32")
+        assert row["impl"].startswith("onnxruntime-fp32")
         assert (row["threads"], row["commit"]) == (1, "")
         assert row["p20"] <= row["p50"] <= row["p80"] <= row["p99"]
     by_metric = {row["metric"]: row for row in content["rows"]}
@@ -87,7 +87,7 @@ def test_rows_of_the_measurement_are_complete(measured, golden_bundle):
         by_metric["bundle_size"]["p50"]
         == sum(file.size for file in Bundle.open(golden_bundle).manifest.files.values()) / 1e6
     )
-    assert by_metric["rate_ratio"]["impl"] == "onnxruntime-float32 packed/onnxruntime-float32 alone"
+    assert by_metric["rate_ratio"]["impl"] == "onnxruntime-fp32 packed/onnxruntime-fp32 alone"
     environment = content["environment"]
     assert environment["device"]
     assert environment["threads"] == 1
@@ -111,7 +111,7 @@ def test_pictures_below_the_gate_fail_the_run(call, golden_bundle):
     lines = out.splitlines()
     assert lines[0].startswith("start; ")
     assert any(line.startswith("  latency") and line.split()[2] == "s" for line in lines)
-    assert any("(onnxruntime-float32 packed/onnxruntime-float32 alone)" in line for line in lines)
+    assert any("(onnxruntime-fp32 packed/onnxruntime-fp32 alone)" in line for line in lines)
 
 
 def test_another_models_pictures_are_noticed(call, golden_bundle, tmp_path):
@@ -158,6 +158,7 @@ def test_a_checkpoint_is_exported_first_and_that_is_timed(call, golden_bundle, t
         (["--together", "0"], "together=0"),
         (["--gate", "nan"], "gate=nan"),
         (["--trace", "poisson"], "the trace is 'poisson'; give poisson:rate="),
+        (["--precision", "int3"], "int3"),
         (["--backend", "abacus"], "unknown backend 'abacus'"),
         (["--reference", "missing.bundle"], "no bundle at missing.bundle"),
     ],

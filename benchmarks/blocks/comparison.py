@@ -1,0 +1,115 @@
+"""Two evaluations of the same scenes from the same noise, scene by scene: what the second one loses."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from intervals import LIMIT, NOT_SCORES, Loss, metrics_of, relative_loss
+from measured import Measured
+
+WORDS = {
+    "beyond": f"beyond {LIMIT:.0%}",
+    "within": f"within {LIMIT:.0%}",
+    "open": f"not shown to be within {LIMIT:.0%}",
+    "": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """losses: {task: {metric: ...}} of ``impl`` against ``reference``; floor: the same of a precision whose loss counts
+    as noise, and its name.
+    """
+
+    reference: str
+    impl: str
+    losses: dict[str, dict[str, Loss]]
+    floor: dict[str, dict[str, Loss]]
+    floor_impl: str = ""
+
+    @classmethod
+    def of(cls, reference: Measured, other: Measured, floor: Measured | None = None) -> "Comparison":
+        """Compare in pairs. Raises: ValueError if scenes or settings differ, or no task is in both."""
+        return cls(
+            reference.impl,
+            other.impl,
+            _losses(reference, other),
+            {} if floor is None else _losses(reference, floor),
+            "" if floor is None else floor.impl,
+        )
+
+    def __iter__(self) -> Iterator[tuple[str, str, Loss]]:
+        return ((task, name, loss) for task, losses in self.losses.items() for name, loss in losses.items())
+
+    def worst(self) -> tuple[str, str, Loss] | None:
+        """Return task, metric and loss of the largest loss on a continuous metric."""
+        judged = [each for each in self if each[2].continuous]
+        return max(judged, key=lambda each: each[2].loss.value, default=None)
+
+    def beyond(self) -> list[tuple[str, str, Loss]]:
+        """Return the continuous metrics whose whole interval lies beyond LIMIT."""
+        return [each for each in self if each[2].verdict == "beyond"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return {task: {metric: {reference, value, loss, low, high, verdict}}}."""
+        content: dict[str, Any] = {}
+        for task, metric, loss in self:
+            figures = {"loss": loss.loss.value, **asdict(loss.loss), "reference": loss.reference, "value": loss.value}
+            content.setdefault(task, {})[metric] = figures | {"verdict": loss.verdict}
+        return content
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Return the losses as Markdown, and in one sentence whether the precision may be a default."""
+    floored = bool(comparison.floor)
+    lines = [
+        f"{comparison.impl} against {comparison.reference}, scene by scene:",
+        "",
+        f"| task | metric | {comparison.reference} | {comparison.impl} | relative loss | 95 % interval |"
+        f"{f' {comparison.floor_impl} |' if floored else ''} |",
+        f"|---|---|---|---|---|---|{'---|' if floored else ''}---|",
+    ]
+    for task, metric, each in comparison:
+        noise = comparison.floor.get(task, {}).get(metric)
+        beside = f" {_interval(noise) if noise else ''} |" if floored else ""
+        lines.append(
+            f"| {task} | {metric} | {each.reference:.4g} | {each.value:.4g} | {each.loss.value:.2%} | "
+            f"{_interval(each)} |{beside} {WORDS[each.verdict]} |"
+        )
+    return "\n".join([*lines, "", _sentence(comparison)])
+
+
+def _sentence(comparison: Comparison) -> str:
+    worst = comparison.worst()
+    if worst is None:
+        return f"{comparison.impl}: no continuous metric was measured, so nothing can be said about a default."
+    task, metric, loss = worst
+    largest = f"largest loss {loss.loss.value:.2%} ({_interval(loss)}), {metric} of {task}"
+    if beyond := comparison.beyond():
+        names = ", ".join(f"{metric} of {task}" for task, metric, _ in beyond)
+        return f"{comparison.impl}: beyond {LIMIT:.0%} on {names}, so it is not the default; {largest}."
+    return f"{comparison.impl}: no interval lies beyond {LIMIT:.0%}; {largest}."
+
+
+def _interval(loss: Loss) -> str:
+    return f"{loss.loss.low:.2%} to {loss.loss.high:.2%}"
+
+
+def _losses(reference: Measured, other: Measured) -> dict[str, dict[str, Loss]]:
+    for name in ("first", "scenes", "steps", "guidance", "side"):
+        if reference.run[name] != other.run[name]:
+            raise ValueError(
+                f"{reference.impl} was evaluated with {name} {reference.run[name]} and {other.impl} with "
+                f"{other.run[name]}; only the same scenes, steps and guidance can be compared in pairs"
+            )
+    tasks = [task for task in reference.tasks if task in other.tasks]
+    if not tasks:
+        raise ValueError(f"{reference.impl} and {other.impl} have no task in common; evaluate the same tasks")
+    return {
+        task: {
+            metric: relative_loss(reference.tasks[task], other.tasks[task], metric)
+            for metric in metrics_of(reference.tasks[task])
+            if metric not in NOT_SCORES and metric in metrics_of(other.tasks[task])
+        }
+        for task in tasks
+    }

@@ -1,0 +1,144 @@
+"""Run tasks on scenes, many at once, in one process or several; with a reference bundle, the same requests on both."""
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import Case, Scores, case_of, pictures_of
+from frames import SceneFrames, scene_frames
+from world import Float
+
+import framert
+from framert.runtime.bench.quality import decibels
+
+AT_ONCE = 32  # requests handed to the engine together
+Values = dict[str, dict[str, list[float]]]  # task -> metric -> one per scene
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What is asked. first: seed of the first scene; scenes: how many; side: of the pictures, in pixels."""
+
+    tasks: tuple[str, ...]
+    first: int
+    scenes: int
+    steps: int
+    guidance: float | None
+    side: int
+
+    def described(self) -> dict[str, Any]:
+        """Return the settings that must agree for two runs to be compared."""
+        return {name: value for name, value in asdict(self).items() if name != "tasks"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Whom it is asked. reference: a bundle that gets every request too, on ONNX Runtime, or None."""
+
+    bundle: Path
+    backend: str
+    precision: str | None
+    threads: int | None
+    reference: Path | None = None
+
+    def open(self) -> list[framert.Pipeline]:
+        """Open what is evaluated, then the reference if there is one. Raises: FramertError."""
+        options = {} if self.precision is None else {"precision": self.precision}
+        pipes = [framert.load(self.bundle, backend=self.backend, threads=self.threads, **options)]
+        if self.reference is not None:
+            pipes.append(framert.load(self.reference, threads=self.threads))
+        return pipes
+
+
+def run_scenes(sides: Sides, run: Run, jobs: int) -> tuple[Values, Values]:
+    """Return the scores of the bundle and those of the reference (nothing without one), scene by scene.
+
+    Args:
+        jobs: processes; each opens the bundle for itself and takes a share of the scenes.
+    Raises: FramertError for a bundle that cannot be opened or run.
+    """
+    each = min(AT_ONCE, -(-run.scenes // jobs))
+    parts = [range(at, min(at + each, run.scenes)) for at in range(0, run.scenes, each)]
+    if jobs == 1:
+        pipes = sides.open()
+        results = [_run_part(pipes, run, part) for part in parts]
+    else:
+        # Not fork: an open session has threads, which a forked process would lack.
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _open, (sides,)) as pool:
+            results = list(pool.map(_run_in_worker, [run] * len(parts), parts))
+    values: tuple[Values, Values] = ({}, {})
+    for side, joined in enumerate(values):
+        for task in run.tasks if side < len(results[0]) else ():
+            rows = [row for result in results for row in result[side][task]]
+            joined[task] = {metric: [row[metric] for row in rows] for metric in rows[0]}
+    if "image_to_depth" in run.tasks:
+        constant = _error_of_constant(run)
+        for joined in values:
+            if joined:
+                joined["image_to_depth"]["error_of_constant"] = constant
+    return values
+
+
+_worker: list[framert.Pipeline] = []  # of this process, filled once by the pool
+
+
+def _open(sides: Sides) -> None:
+    _worker.extend(sides.open())
+
+
+def _run_in_worker(run: Run, part: range) -> list[dict[str, list[Scores]]]:
+    return _run_part(_worker, run, part)
+
+
+def _run_part(pipes: list[framert.Pipeline], run: Run, part: range) -> list[dict[str, list[Scores]]]:
+    """Return, for each pipeline, {task: scores of each scene of ``part``}."""
+    wanted = set[str]().union(*(pictures_of(task) for task in run.tasks))
+    frames = [scene_frames(run.first + index, run.side, wanted) for index in part]
+    found: list[dict[str, list[Scores]]] = [defaultdict(list) for _ in pipes]
+    for number, task in enumerate(run.tasks, 1):
+        cases = [case_of(task, each) for each in frames]
+        results = [list(_results(pipe, task, cases, run, part)) for pipe in pipes]
+        for side, made in enumerate(results):
+            scores = [case.score(result) for case, result in zip(cases, made, strict=True)]
+            if len(pipes) > 1:
+                pairs = zip(made, results[1], strict=True)
+                scores = [
+                    row | {"latents_psnr": _latents_psnr(ours, truth)}
+                    for row, (ours, truth) in zip(scores, pairs, strict=True)
+                ]
+            found[side][task] += scores
+        done = f"{task} ({number}/{len(run.tasks)})"
+        print(f"scenes {part.start} to {part.stop - 1} of {run.scenes}: {done}", file=sys.stderr, flush=True)
+    return [dict(each) for each in found]
+
+
+def _results(pipe: framert.Pipeline, task: str, cases: list[Case], run: Run, part: range) -> Iterator[framert.Result]:
+    engine = pipe.engine()
+    options = {"steps": run.steps, "guidance": run.guidance}
+    if run.side != pipe.manifest.native_side:
+        options["size"] = (run.side, run.side)
+    tickets = [
+        engine.submit(framert.Request(task=task, seed=index, **case.request, **options))
+        for index, case in zip(part, cases, strict=True)
+    ]
+    return (ticket.result() for ticket in tickets)
+
+
+def _latents_psnr(ours: framert.Result, truth: framert.Result) -> float:
+    return decibels(ours.latents, truth.latents, float(np.ptp(truth.latents)))
+
+
+def _error_of_constant(run: Run) -> list[float]:
+    """Return, for each scene, the error of the grey that is best for all of them: what knowing nothing reaches."""
+    depths = np.stack([_depth(scene_frames(run.first + index, run.side, {"depth"})) for index in range(run.scenes)])
+    return np.abs(depths - np.median(depths)).mean((1, 2)).tolist()
+
+
+def _depth(frames: SceneFrames) -> Float:
+    return frames.pictures["depth"][..., 0]
