@@ -16,7 +16,12 @@ RATIOS = {
     "rotation_over_identity": ("rotation_degrees", "identity_degrees"),
 }
 LESS_IS_BETTER = {"error", "abs_rel", "rotation_degrees", "centre_error", *RATIOS}
-NOT_SCORES = {"error_of_constant", "identity_degrees", "latents_psnr"}  # what other metrics are set against
+NOT_SCORES = {
+    "error_of_constant",
+    "identity_degrees",
+    "latents_psnr",
+    "velocity_error",
+}  # what other metrics are set against
 # Judged against LIMIT. Thresholds (success, colours) jump, gains repeat their PSNR over a base that may be near 0.
 CONTINUOUS = {"error", "abs_rel", "iou", "f1", "psnr", "background_psnr", "rotation_degrees", "centre_error"}
 

@@ -17,6 +17,8 @@ from world import Float
 import framert
 from framert.runtime.bench.quality import decibels
 
+LEVELS = (0.95, 0.7, 0.4, 0.1)  # of noise, 1 is all noise
+WORDS = 12  # tokens of the drawn text that velocities are compared with
 AT_ONCE = 32  # requests handed to the engine together
 Values = dict[str, dict[str, list[float]]]  # task -> metric -> one per scene
 
@@ -107,11 +109,8 @@ def _run_part(pipes: list[framert.Pipeline], run: Run, part: range) -> list[dict
         for side, made in enumerate(results):
             scores = [case.score(result) for case, result in zip(cases, made, strict=True)]
             if len(pipes) > 1:
-                pairs = zip(made, results[1], strict=True)
-                scores = [
-                    row | {"latents_psnr": _latents_psnr(ours, truth)}
-                    for row, (ours, truth) in zip(scores, pairs, strict=True)
-                ]
+                distances = _distances(pipes[side], pipes[1], made, results[1], velocity=number == 1)
+                scores = [row | each for row, each in zip(scores, distances, strict=True)]
             found[side][task] += scores
         done = f"{task} ({number}/{len(run.tasks)})"
         print(f"scenes {part.start} to {part.stop - 1} of {run.scenes}: {done}", file=sys.stderr, flush=True)
@@ -130,8 +129,37 @@ def _results(pipe: framert.Pipeline, task: str, cases: list[Case], run: Run, par
     return (ticket.result() for ticket in tickets)
 
 
-def _latents_psnr(ours: framert.Result, truth: framert.Result) -> float:
-    return decibels(ours.latents, truth.latents, float(np.ptp(truth.latents)))
+def _distances(
+    pipe: framert.Pipeline,
+    reference: framert.Pipeline,
+    made: list[framert.Result],
+    truths: list[framert.Result],
+    *,
+    velocity: bool,
+) -> list[Scores]:
+    """Return, scene by scene, how far a pipeline is from the reference on the same noise.
+
+    latents_psnr: dB over the range of the reference's latents, after the whole solver. velocity_error, if asked for:
+    relative L2 distance of velocities, root mean square over LEVELS, both at the reference's latents under noise.
+    """
+    distances: list[Scores] = [
+        {"latents_psnr": decibels(ours.latents, truth.latents, float(np.ptp(truth.latents)))}
+        for ours, truth in zip(made, truths, strict=True)
+    ]
+    if not velocity:
+        return distances
+    random = np.random.default_rng(0)
+    clean = np.stack([truth.latents for truth in truths])
+    noise = random.standard_normal(clean.shape, np.float32)
+    words = (len(clean), WORDS, reference.manifest.model.text_width)
+    text, mask = random.standard_normal(words, np.float32), np.ones(words[:2], np.int64)
+    squares = np.zeros(len(clean))
+    for level in LEVELS:
+        sample, times = (1 - level) * clean + level * noise, np.full(clean.shape[1], 1000 * level, np.float32)
+        ours, truth = (each.velocity(sample, times, text, mask).reshape(len(clean), -1) for each in (pipe, reference))
+        squares += (np.linalg.norm(ours - truth, axis=1) / np.linalg.norm(truth, axis=1)) ** 2
+    errors = np.sqrt(squares / len(LEVELS)).tolist()
+    return [each | {"velocity_error": error} for each, error in zip(distances, errors, strict=True)]
 
 
 def _error_of_constant(run: Run) -> list[float]:

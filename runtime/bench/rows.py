@@ -172,6 +172,16 @@ def latest(rows: Iterable[Row], bench: str) -> list[Row]:
     return [row for row in mine if row.date == newest]
 
 
+def newest(rows: Iterable[Row], bench: str) -> list[Row]:
+    """Return, of ``bench``'s rows, the newest of each impl, case and metric: for benches whose runs measure one side."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (row.impl, row.case, row.metric)
+        if row.bench == bench and (key not in found or row.date >= found[key].date):
+            found[key] = row
+    return list(found.values())
+
+
 def clean_commit(root: Path) -> str:
     """Return the short commit of the checkout at ``root``.
 

@@ -249,6 +249,7 @@ def test_a_bundle_is_evaluated_in_processes_beside_a_reference(golden_bundle, tm
     assert Measured.read(file) == several  # whoever runs beside a scene, its result is the same
     assert several.tasks["camera_pose"].keys() >= {"rotation_degrees", "centre_error", "latents_psnr"}
     assert set(several.tasks["image_to_depth"]["latents_psnr"]) == {100}
+    assert set(several.tasks["image_to_depth"]["velocity_error"]) == {0}
     assert len(several.tasks["image_to_depth"]["error_of_constant"]) == 3
     assert call(monkeypatch, golden_bundle, *words, "--steps", 2, "--against", file, "--jobs", 1) == 0
     assert "0.00% (0.00% to 0.00%)" in capfd.readouterr().out

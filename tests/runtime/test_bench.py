@@ -130,6 +130,13 @@ def test_latest_run_of_one_bench(checkout: Path) -> None:
     assert rows.latest([row], "unknown") == []
 
 
+def test_newest_of_each_side(checkout: Path) -> None:
+    row, ratio = some_rows(rows.Environment.capture(checkout, threads=1))
+    old = replace(row, date="2001-01-01T00:00:00Z")
+    alone = replace(old, impl="other")
+    assert rows.newest([row, old, alone, ratio, replace(row, bench="another")], "step") == [row, alone, ratio]
+
+
 def test_quantiles() -> None:
     assert rows.quantiles(range(101)) == pytest.approx((20, 50, 80, 99))
     assert rows.quantiles([5.0]) == (5, 5, 5, 5)
