@@ -1,0 +1,216 @@
+"""Bundle -> bundle of engines: every graph is parsed, given its profiles and built, and the whole written at once."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import framert
+from framert.export.tensorrt import memory, profiles, timing
+from framert.export.tensorrt.api import Api, load
+from framert.export.tensorrt.half import TYPES as HALVES
+from framert.export.tensorrt.prepare import WORDS, Prepared, prepare
+from framert.export.tensorrt.profiles import Capacity, Profile
+from framert.export.tensorrt.targets import check_precision, parse_targets
+from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
+from framert.runtime.errors import BackendError, BundleError, ConfigError
+from framert.runtime.manifest import Graph, Manifest
+
+PROFILES = "profiles.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How engines are built, apart from their sizes.
+
+    Args:
+        weight_streaming: keep weights in host memory and stream them where the device's is too small.
+        compatible: "none", "version" (later releases of the same major version run the engine), or "ampere+" (every
+            GPU from Ampere on does).
+        timing_cache: folder of timing caches; None keeps none.
+        verbosity: TensorRT's lines that are told: 0 errors, 1 also warnings and information, 2 all.
+    """
+
+    weight_streaming: bool = False
+    compatible: str = "none"
+    timing_cache: Path | None = None
+    verbosity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One engine. seconds: parsing and building; layers: of the parsed network."""
+
+    graph: str
+    seconds: float
+    size: int
+    layers: int
+
+
+def build(
+    bundle: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    targets: Sequence[str],
+    backend: str = "tensorrt",
+    precision: str | None = None,
+    capacity: Capacity | None = None,
+    options: Options | None = None,
+    force: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] = tqdm.write,
+) -> list[Built]:
+    """Build every graph of a bundle and write the engines as a bundle of their own.
+
+    Args:
+        bundle: a folder of ONNX graphs that ``framert export`` made.
+        output: the new bundle's folder; it appears whole or not at all.
+        targets: compute capabilities such as "sm_89"; several only with TensorRT-RTX, one engine then serves all.
+        backend: "tensorrt" or "tensorrt-rtx".
+        precision: "fp16" or "bf16" casts graphs that are in fp32; None leaves all as they are.
+        capacity: largest sizes; None is ``Capacity()``.
+        options: None is ``Options()``.
+        force: replace a bundle that stands at ``output``.
+        progress: show a bar on stderr.
+        say: takes TensorRT's lines.
+    Returns: what was built, in the order the graphs run.
+    Raises: BundleError, ConfigError or BackendError that says what does not fit and what would.
+    """
+    capacity, options = capacity or Capacity(), options or Options()
+    targets = parse_targets(targets)
+    opened = _onnx_bundle(bundle)
+    precisions = {name: _precision(name, graph, precision) for name, graph in opened.manifest.graphs.items()}
+    for name, word in precisions.items():
+        check_precision(name, word, targets)
+    api = load(backend)
+    api.check_targets(targets)
+    table = profiles.plan_profiles(opened.manifest, capacity, plugin=False)
+    free = memory.available()
+    for name in table:
+        memory.check(name, _weight_bytes(opened, name, precisions[name]), free)
+    api.log.verbosity, api.log.say = options.verbosity, say
+    done: list[Built] = []
+    with new_bundle(output, force=force) as folder:
+        graphs: dict[str, Graph] = {}
+        for name in (bar := tqdm(table, unit="graph", disable=not progress)):
+            bar.set_description(name)
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                model = prepare(opened, name, precisions[name], Path(work))
+                graphs[name], built = _build_graph(api, model, table[name], targets, options, folder)
+            done.append(built)
+        shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
+        (folder / PROFILES).write_text(json.dumps(profiles.to_json(table), indent=1) + "\n", encoding="utf-8")
+        write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, done))
+    return done
+
+
+def _onnx_bundle(path: str | os.PathLike[str]) -> Bundle:
+    opened = Bundle.open(path)
+    if (kind := opened.manifest.target.get("kind")) != "onnx":
+        raise BundleError(f"{path} is already built for {kind!r}; give the bundle that framert export made")
+    return opened
+
+
+def _precision(name: str, graph: Graph, asked: str | None) -> str:
+    """Return what a graph is built in. Raises: ConfigError if it cannot be cast to what is asked for."""
+    own = WORDS.get(graph.precision, graph.precision)
+    if asked is None or asked == own:
+        return own
+    if asked not in HALVES:
+        raise ConfigError(
+            f"precision is {asked!r}; build casts fp32 graphs to {' or '.join(HALVES)}, and "
+            f"framert export --precision makes the others"
+        )
+    if own != "fp32":
+        raise ConfigError(f"{name} is in {own} already, and only fp32 graphs are cast; leave --precision out")
+    return asked
+
+
+def _weight_bytes(bundle: Bundle, name: str, precision: str) -> int:
+    graph = bundle.manifest.graphs[name]
+    stored = sum(bundle.manifest.files[file].size for file in graph.files)
+    return stored // 2 if precision != WORDS.get(graph.precision, graph.precision) else stored
+
+
+def _build_graph(
+    api: Api, model: Prepared, table: Sequence[Profile], targets: Sequence[str], options: Options, folder: Path
+) -> tuple[Graph, Built]:
+    begin = time.perf_counter()
+    builder = api.builder()
+    network = api.network(builder)
+    parser = api.parse(network, model.file, model.content)
+    config = api.config(builder, targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
+    for profile in table:
+        _add_profile(api, builder, config, model.name, profiles.shapes(model.graph.inputs, profile))
+    cache = _timing_cache(api, options)
+    if cache is not None:
+        timing.attach(config, cache)
+    file = f"{model.name}.engine"
+    api.build(builder, network, config, folder / file)
+    if cache is not None:
+        timing.store(config, cache)
+    built = Built(model.name, time.perf_counter() - begin, (folder / file).stat().st_size, network.num_layers)
+    del parser  # it holds weights that the network reads
+    return replace(model.graph, files=(file,)), built
+
+
+def _add_profile(
+    api: Api, builder: Any, config: Any, graph: str, shapes: Mapping[str, tuple[tuple[int, ...], ...]]
+) -> None:
+    profile = builder.create_optimization_profile()
+    for name, sizes in shapes.items():
+        profile.set_shape(name, *sizes)
+    if config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"{api.flavour} {api.version} refuses a profile of {graph}: {api.log.errors_in_words()}")
+
+
+def _timing_cache(api: Api, options: Options) -> Path | None:
+    gpu = api.gpu()
+    if options.timing_cache is None or not api.has_timing_cache or gpu is None:
+        return None
+    return timing.cache_file(options.timing_cache, api, gpu.name, kernels="")
+
+
+def _manifest(
+    bundle: Bundle,
+    graphs: Mapping[str, Graph],
+    folder: Path,
+    api: Api,
+    targets: Sequence[str],
+    capacity: Capacity,
+    options: Options,
+    done: Sequence[Built],
+) -> Manifest:
+    source = bundle.manifest
+    origin = {
+        "framert": framert.__version__,
+        api.flavour: api.version,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {built.graph: round(built.seconds, 2) for built in done},
+        "capacity": asdict(capacity),
+        "weight_streaming": options.weight_streaming,
+        "compatible": options.compatible,
+        "onnx": {file: spec.sha256 for file, spec in source.files.items()},
+        "onnx_verified": dict(source.verified),
+    }
+    return replace(
+        source,
+        target={
+            "kind": api.flavour,
+            "version": api.version,
+            "compute_capability": ",".join(targets),
+            "plugins": "",
+        },
+        graphs=dict(graphs),
+        files=file_specs(folder),
+        verified={},  # engines run on their GPU alone, and were not run yet
+        provenance={**source.provenance, "built": origin},
+    )

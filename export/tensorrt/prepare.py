@@ -1,0 +1,71 @@
+"""One graph of a bundle, as TensorRT is given it: cast if asked for, and with an attention that its parser takes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from framert.export.tensorrt.body import WINDOWS, swap
+from framert.export.tensorrt.half import cast
+from framert.export.weights import Array, Weight, write_model
+from framert.runtime.bundle import Bundle
+from framert.runtime.manifest import Graph, TensorSpec
+
+# Words of the manifest for what targets call otherwise.
+WORDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+LARGE = 1024  # values from which a constant is a weight, read when it is written
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A graph to parse. file: where external weights are found; content: the graph, None for the file's own.
+
+    graph: its entry of the manifest, with the inputs and the precision it has now.
+    """
+
+    name: str
+    file: Path
+    content: bytes | None
+    graph: Graph
+
+
+def prepare(bundle: Bundle, name: str, precision: str, work: Path) -> Prepared:
+    """Return a graph in a precision, "fp32" or one that half.cast makes; ``work`` takes the files of a cast graph."""
+    graph, model = bundle.manifest.graphs[name], bundle.manifest.model
+    file = bundle.graph_path(name)
+    if precision != WORDS.get(graph.precision, graph.precision):
+        file = _cast(file, precision, work, name)
+        words = {short: long for long, short in WORDS.items()}
+        graph = replace(graph, precision=words[precision])
+    proto = onnx.load(file, load_external_data=False)
+    if not swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
+        return Prepared(name, file, None, graph)
+    windows = {key: TensorSpec(dtype="int32", shape=(axis,)) for key, axis in WINDOWS.items()}
+    return Prepared(name, file, proto.SerializeToString(), replace(graph, inputs={**graph.inputs, **windows}))
+
+
+def _cast(file: Path, precision: str, work: Path, name: str) -> Path:
+    """Write a graph in another precision to the folder ``work`` and return its file; one weight is in memory at a time.
+
+    External weights of the source are mapped and read when they are written.
+    """
+    model = ir.load(file)
+    weights: dict[str, Weight] = {}
+    for key, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is not None and value.dtype is ir.DataType.FLOAT and tensor.size >= LARGE:
+            weights[key] = Weight(tuple(tensor.shape.numpy()), _reader(tensor))
+            value.const_value = None
+            del model.graph.initializers[key]
+    made = cast(model, weights, precision)
+    (graph, *_) = write_model(model, made, [], work, name)
+    return work / graph
+
+
+def _reader(tensor: ir.TensorProtocol) -> Callable[[], Array]:
+    def read() -> Array:
+        return tensor.numpy()
+
+    return read

@@ -1,0 +1,139 @@
+"""The attention body that TensorRT parses, in ONNX Runtime, against the reference and the bundle's own Loop."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from framert.export.frame_attention import function
+from framert.export.tensorrt.body import swap
+from framert.kernels.frame_attention import reference
+
+NAMES = ("query", "key", "value", "q_range", "kv_range", "text_k", "text_v", "text_range", "gate")
+Arrays = dict[str, np.ndarray[Any, Any]]
+RAGGED = [
+    ((1,), (1,), (1,)),
+    ((7, 33, 2), (7, 33, 2), (5, 1, 12)),
+    ((4, 6), (9, 6), (3, 2)),
+    ((5, 0, 3), (5, 0, 3), (2, 2, 2)),
+    ((5, 3), (5, 3), (0, 4)),
+    ((5, 3), (0, 3), (2, 0)),
+    ((3, 0), (3, 0), (2, 0)),
+]
+
+
+def model(heads: int, kv_heads: int, width: int, softcap: float, layers: int = 2) -> onnx.ModelProto:
+    """Layers of FrameAttention, each on the output of the one before, with the Loop as their local function."""
+    kv, ranges, query = ["m", kv_heads, width], ["sequences", 2], ["n", heads, width]
+    shapes = [query, kv, kv, ranges, ranges, ["c", *kv[1:]], ["c", *kv[1:]], ranges, [heads]]
+    inputs = [
+        helper.make_tensor_value_info(
+            name, onnx.TensorProto.INT32 if "range" in name else onnx.TensorProto.FLOAT, shape
+        )
+        for name, shape in zip(NAMES, shapes, strict=True)
+    ]
+    attributes = {"softcap": softcap, "scale": width**-0.5, "plugin_namespace": "framert"}
+    ends = ["query", *(f"x{layer}" for layer in range(1, layers)), "output"]
+    nodes = [
+        helper.make_node("FrameAttention", [begin, *NAMES[1:]], [end], name=end, domain="framert", **attributes)
+        for begin, end in pairwise(ends)
+    ]
+    output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, query)
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("framert", 1)]
+    graph = helper.make_graph(nodes, "layers", inputs, [output])
+    return helper.make_model(graph, functions=[function(softcap)], opset_imports=opsets, ir_version=11)
+
+
+def swapped(heads: int, kv_heads: int, width: int, softcap: float) -> bytes:
+    proto = model(heads, kv_heads, width, softcap)
+    assert swap(proto, heads=heads, kv_heads=kv_heads, head_dim=width)
+    onnx.checker.check_model(proto)
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+def ranges(lengths: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    begins = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    return np.stack((begins, lengths), axis=1).astype(np.int32)
+
+
+def inputs(
+    q: tuple[int, ...], kv: tuple[int, ...], text: tuple[int, ...], heads: int, kv_heads: int, width: int
+) -> Arrays:
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray[Any, Any]:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    return {
+        "query": 4 * normal(sum(q), heads, width),
+        "key": 4 * normal(sum(kv), kv_heads, width),
+        "value": normal(sum(kv), kv_heads, width),
+        "q_range": ranges(q),
+        "kv_range": ranges(kv),
+        "text_k": normal(sum(text) + 3, kv_heads, width),
+        "text_v": normal(sum(text) + 3, kv_heads, width),
+        "text_range": ranges(text) + np.array([[1, 0]], np.int32),
+        "gate": normal(heads),
+    }
+
+
+def windows(arrays: Arrays, slack: int = 0) -> Arrays:
+    longest = max(arrays["q_range"][:, 1].max(), arrays["kv_range"][:, 1].max(), 1) + slack
+    text = max(arrays["text_range"][:, 1].max(), 1) + slack
+    return {"window": np.arange(longest, dtype=np.int32), "text_window": np.arange(text, dtype=np.int32)}
+
+
+def expected(arrays: Arrays, softcap: float, layers: int = 2) -> np.ndarray[Any, Any]:
+    tensors = [torch.from_numpy(array) for array in arrays.values()]
+    tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+    scale = arrays["query"].shape[-1] ** -0.5
+    for _ in range(layers):
+        tensors[0] = reference.frame_attention(*tensors, softcap=softcap, scale=scale)
+    return tensors[0].numpy()
+
+
+def relative(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> float:
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("slack", [0, 5])
+@pytest.mark.parametrize("softcap", [30.0, 0.0])
+@pytest.mark.parametrize("heads", [(8, 2, 18), (6, 6, 12), (4, 1, 24)], ids=str)
+@pytest.mark.parametrize(("q", "kv", "text"), RAGGED, ids=str)
+def test_padded_body_equals_reference(
+    q: tuple[int, ...],
+    kv: tuple[int, ...],
+    text: tuple[int, ...],
+    heads: tuple[int, int, int],
+    softcap: float,
+    slack: int,
+    open_session: Callable[[bytes], Any],
+) -> None:
+    arrays = inputs(q, kv, text, *heads)
+    (found,) = open_session(swapped(*heads, softcap)).run(None, arrays | windows(arrays, slack))
+    exact = expected(arrays, softcap)
+    assert found.shape == exact.shape
+    assert relative(found, exact) <= 2e-6
+
+
+def test_a_neighbours_nan_stays_with_it(open_session: Callable[[bytes], Any]) -> None:
+    session = open_session(swapped(8, 2, 18, 30.0))
+    arrays = inputs((6, 9, 2, 0), (6, 9, 2, 0), (4, 0, 3, 1), 8, 2, 18)
+    clean = session.run(None, arrays | windows(arrays))[0][6:]
+    for name, rows in (("query", 6), ("key", 6), ("value", 6), ("text_k", 5), ("text_v", 5)):
+        arrays[name][:rows] = np.nan
+    np.testing.assert_array_equal(session.run(None, arrays | windows(arrays))[0][6:], clean)
+
+
+def test_a_graph_without_the_node_is_left_alone() -> None:
+    proto = model(4, 2, 12, 30.0)
+    del proto.graph.node[:]
+    before = proto.SerializeToString()
+    assert not swap(proto, heads=4, kv_heads=2, head_dim=12)
+    assert proto.SerializeToString() == before

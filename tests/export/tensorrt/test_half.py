@@ -1,0 +1,101 @@
+"""Half precision: which values change their type, and how far results move."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+
+from framert.export.tensorrt.half import cast
+from framert.export.weights import Weight, write_model
+from framert.runtime.errors import ConfigError
+
+FLOAT = onnx.TensorProto.FLOAT
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    "first": RNG.standard_normal((16, 16)).astype(np.float32) / 4,
+    "bias": RNG.standard_normal(16).astype(np.float32),
+    "gain": RNG.standard_normal(16).astype(np.float32),
+    "second": RNG.standard_normal((16, 16)).astype(np.float32) / 4,
+}
+# Two products, a norm and a residual; "bias" follows a product, "gain" a norm, "first" is read twice.
+NODES = [
+    ("MatMul", ["x", "first"], ["a"], {}),
+    ("Add", ["a", "bias"], ["b"], {}),
+    ("RMSNormalization", ["b", "ones"], ["c"], {"axis": -1}),
+    ("Mul", ["c", "gain"], ["d"], {}),
+    ("MatMul", ["d", "second"], ["e"], {}),
+    ("Sigmoid", ["e"], ["f"], {}),
+    ("Mul", ["e", "f"], ["g"], {}),
+    ("Mul", ["g", "two"], ["h"], {}),
+    ("Add", ["h", "x"], ["i"], {}),
+    ("Reshape", ["i", "shape"], ["j"], {}),
+    ("MatMul", ["j", "first"], ["k"], {}),
+    ("Transpose", ["k"], ["y"], {}),
+    ("Softmax", ["k"], ["z"], {}),
+]
+TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+
+
+def graph(tmp_path: Path, precision: str | None) -> onnx.ModelProto:
+    """The graph above, cast and with its weights written, or as it is."""
+    nodes = [helper.make_node(kind, given, made, **more) for kind, given, made, more in NODES]
+    ends = [[helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in which]
+            for which in ([("x", ["n", 16])], [("y", [16, "n"]), ("z", ["n", 16])])]  # fmt: skip
+    constants = {"ones": np.ones(16, np.float32), "two": np.float32(2), "shape": np.array([-1, 16])}
+    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants | WEIGHTS).items()]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", *ends, tensors), opset_imports=[helper.make_opsetid("", 23)], ir_version=11
+    )
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for name in WEIGHTS:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+    weights = {name: Weight(array.shape, lambda array=array: array) for name, array in WEIGHTS.items()}  # type: ignore[misc]
+    made = weights if precision is None else cast(model, weights, precision)
+    write_model(model, made, [], tmp_path, "g")
+    proto = onnx.load(tmp_path / "g.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_products_are_half_and_reductions_are_not(tmp_path: Path, precision: str) -> None:
+    proto = onnx.shape_inference.infer_shapes(graph(tmp_path, precision), strict_mode=True)
+    half = TYPES[precision].value
+    kinds = {info.name: info.type.tensor_type.elem_type for info in proto.graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    for name in ("a", "b", "e", "f", "g", "h", "k"):
+        assert kinds[name] == half, name
+    for name in ("c", "d", "i", "j"):  # a norm, its weight, and a sum with an fp32 input
+        assert kinds[name] == FLOAT, name
+    stem = TYPES[precision].name.lower()
+    assert kinds[f"first_{stem}"] == kinds[f"second_{stem}"] == kinds[f"bias_{stem}"] == half
+    assert kinds["gain"] == FLOAT
+    assert "first" not in kinds
+    assert sum(tensor.name.startswith("first") for tensor in proto.graph.initializer) == 1
+    assert [value.type.tensor_type.elem_type for value in (*proto.graph.input, *proto.graph.output)] == [FLOAT] * 3
+    assert [value.name for value in proto.graph.output] == ["y", "z"]
+    (bits,) = [tensor.raw_data for tensor in proto.graph.initializer if tensor.name == f"bias_{stem}"]
+    dtype = np.float16 if precision == "fp16" else ml_dtypes.bfloat16
+    assert bits == WEIGHTS["bias"].astype(dtype).tobytes()
+
+
+def test_results_move_by_a_rounding(tmp_path: Path, open_session: Callable[[bytes], Any]) -> None:
+    x = RNG.standard_normal((5, 16)).astype(np.float32)
+    exact = open_session(graph(tmp_path, None).SerializeToString()).run(None, {"x": x})
+    found = open_session(graph(tmp_path, "fp16").SerializeToString()).run(None, {"x": x})
+    for low, high in zip(found, exact, strict=True):
+        assert low.dtype == np.float32
+        error = np.linalg.norm(low - high) / np.linalg.norm(high)
+        assert 0 < error <= 4 * 2**-11
+
+
+def test_other_precisions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision is 'fp8'; choose one of fp16, bf16"):
+        graph(tmp_path, "fp8")

@@ -1,0 +1,76 @@
+"""Whole graphs as TensorRT is given them, run in ONNX Runtime beside the bundle's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from framert.export import cases
+from framert.export.tensorrt.prepare import prepare
+from framert.runtime.bundle import GRAPHS, Bundle
+
+BUDGETS = {"fp32": 1e-5, "fp16": 5e-3}
+VOCABULARY = 274  # of models/blocks
+Session = Callable[[Path | bytes], Any]
+
+
+@pytest.fixture(scope="session")
+def graph_cases(blocks_bundle: Path, open_session: Session) -> dict[str, list[cases.Case]]:
+    """The inputs that ``framert verify`` compares on, by graph."""
+    bundle = Bundle.open(blocks_bundle)
+    model = bundle.manifest.model
+    conditioner = open_session(bundle.graph_path("conditioner"))
+
+    def condition(hidden_states: Any, noise_level: Any) -> Any:
+        feeds = {"hidden_states": hidden_states, "noise_level": noise_level}
+        return conditioner.run(["text_k", "text_v", "modulation"], feeds)
+
+    return {
+        "text_encoder": cases.text_encoder_cases(VOCABULARY),
+        "vae_encoder": cases.vae_encoder_cases(model),
+        "conditioner": cases.conditioner_cases(model),
+        "denoiser": cases.denoiser_cases(bundle.manifest, condition),
+        "vae_decoder": cases.vae_decoder_cases(model),
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_prepared_graph_gives_what_the_bundles_own_gives(
+    name: str,
+    precision: str,
+    blocks_bundle: Path,
+    graph_cases: dict[str, list[cases.Case]],
+    open_session: Session,
+    tmp_path: Path,
+) -> None:
+    bundle = Bundle.open(blocks_bundle)
+    model = prepare(bundle, name, precision, tmp_path)
+    assert model.graph.precision == {"fp32": "float32", "fp16": "float16"}[precision]
+    assert (model.content is None) == (name != "denoiser")
+    outputs = list(model.graph.outputs)
+    own = open_session(bundle.graph_path(name))
+    session = open_session(model.content or model.file)
+    assert [item.name for item in session.get_inputs()] == list(model.graph.inputs)
+    for case in graph_cases[name]:
+        windows = {}
+        if name == "denoiser":
+            windows = {
+                "window": np.arange(case["q_range"][:, 1].max(), dtype=np.int32),
+                "text_window": np.arange(case["text_range"][:, 1].max(), dtype=np.int32),
+            }
+        for found, expected in zip(session.run(outputs, case | windows), own.run(outputs, case), strict=True):
+            assert found.dtype == expected.dtype
+            error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+            assert error <= BUDGETS[precision], (name, error)
+
+
+def test_a_bundle_is_not_touched(blocks_bundle: Path, tmp_path: Path) -> None:
+    for name in GRAPHS:
+        prepare(Bundle.open(blocks_bundle), name, "bf16", tmp_path)
+        made = onnx.load(tmp_path / f"{name}.onnx")
+        assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in made.graph.initializer)
+    Bundle.open(blocks_bundle)  # checks every file's digest
