@@ -5,9 +5,9 @@ import difflib
 from typing import NoReturn
 
 import framert
-from framert.runtime.cli import bench, export, inspect, kernels, run, tasks, verify
+from framert.runtime.cli import bench, build, export, inspect, kernels, run, tasks, verify
 
-COMMANDS = (tasks, run, export, verify, inspect, bench, kernels)
+COMMANDS = (tasks, run, export, verify, inspect, build, bench, kernels)
 EPILOG = """examples:
   framert export models/blocks -o blocks.bundle
   framert tasks blocks.bundle
@@ -29,7 +29,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
     Raises: SystemExit 2 after a line on stderr for a bad call, and 0 after --help and --version.
     """
-    parsed, unknown = build().parse_known_args(words)
+    parsed, unknown = make_parser().parse_known_args(words)
     if unknown:
         own: argparse.ArgumentParser = parsed.parser  # of the command, whose options are the ones to choose from
         options = [option for action in own._actions for option in action.option_strings]
@@ -38,7 +38,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def build() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = Parser(
         prog="framert",
