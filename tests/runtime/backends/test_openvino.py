@@ -1,0 +1,245 @@
+"""The OpenVINO backend: golden velocities, packed equals alone, fp32 state under bf16, no telemetry, clear refusals."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("openvino")
+torch = pytest.importorskip("torch")
+
+import framert  # noqa: E402
+from framert.kernels.frame_attention import reference  # noqa: E402
+from framert.runtime import tables as tables_module  # noqa: E402
+from framert.runtime.backends import openvino_attention  # noqa: E402
+from framert.runtime.backends.openvino import OpenVinoBackend, import_openvino  # noqa: E402
+from framert.runtime.bundle import Bundle  # noqa: E402
+from framert.runtime.cpu import cpu_features  # noqa: E402
+from framert.runtime.errors import BackendError, ConfigError  # noqa: E402
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+HALF = pytest.param(
+    "bf16",
+    marks=pytest.mark.skipif(
+        not {"avx512_bf16", "amx_bf16", "bf16"} & cpu_features(), reason="needs a CPU with bfloat16"
+    ),
+)
+REQUESTS = [
+    framert.Request(task="text_to_image", prompt="a red cube", steps=3, guidance=4.0, size=(32, 32), seed=1),
+    framert.Request(task="text_to_image", prompt="a small blue sphere", steps=2, guidance=1.0, size=(48, 16), seed=2),
+    framert.Request(
+        task="image_to_depth", images=[GOLDEN / "input_0.png"], prompt="", steps=4, guidance=3.0, size=(32, 32), seed=3
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def pipe(golden_bundle):
+    return framert.load(golden_bundle, backend="openvino", threads=2)
+
+
+@pytest.fixture(scope="module")
+def half(golden_bundle):
+    return framert.load(golden_bundle, backend="openvino", threads=2, precision="bf16")
+
+
+def relative(got, exact):
+    got, exact = np.asarray(got, np.float64), np.asarray(exact, np.float64)
+    return float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
+
+
+def velocity(pipe, name):
+    vectors = np.load(GOLDEN / f"{name}.npz")
+    got = pipe.velocity(vectors["samples"], vectors["timesteps"], vectors["text"], vectors["text_mask"])
+    return relative(got, vectors["velocity"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("transformer_*.npz")))
+def test_golden_velocity(pipe, name):
+    assert velocity(pipe, name) < 1e-5
+
+
+@pytest.mark.parametrize("precision", [HALF])
+def test_bf16_is_bf16_and_no_worse_than_its_mantissa(half, precision):
+    # bfloat16 keeps 8 bits: each of the model's few layers rounds to 2^-9 several times
+    assert 1e-4 < velocity(half, "transformer_two_frames_mixed_noise") < 16 * 2**-8
+
+
+@pytest.mark.parametrize("precision", ["fp32", HALF])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 0, 1)], ids=str)
+def test_packed_equals_alone_bit_for_bit(golden_bundle, request, precision, order):
+    pipe = request.getfixturevalue("half" if precision == "bf16" else "pipe")
+    alone = {index: pipe.engine().submit(REQUESTS[index]).result() for index in set(order)}
+    engine = pipe.engine()
+    tickets = [engine.submit(REQUESTS[index]) for index in order]
+    while engine.step():
+        pass
+    for index, ticket in zip(order, tickets, strict=True):
+        np.testing.assert_array_equal(ticket.result().latents, alone[index].latents)
+
+
+@pytest.mark.parametrize("precision", ["fp32", HALF])
+def test_the_solver_computes_in_fp32(request, precision):
+    """Latents and history are no multiples of bfloat16's steps, and come back as the update says, bit for bit."""
+    pipe = request.getfixturevalue("half" if precision == "bf16" else "pipe")
+    pipe.velocity(
+        *(np.load(GOLDEN / "transformer_one_frame.npz")[key] for key in ("samples", "timesteps", "text", "text_mask"))
+    )
+    denoiser = pipe._backend.denoiser()
+    model = pipe.manifest.model
+    generator = np.random.default_rng(0)
+    denoiser.reserve(text=3, rows=1)
+    shape = (model.depth, 3, model.kv_heads, model.head_dim)
+    denoiser.write_text(0, *(generator.standard_normal(shape).astype(np.float32) for _ in range(2)))
+    denoiser.write_modulation(0, np.ones((1, 4 * model.depth + 1, model.hidden_size), np.float32))
+    branch = tables_module.BranchRows(0, 3, 0, 1.0)
+    member = SimpleNamespace(frames=1, height=2, width=2, branches=(branch,))
+    tables = tables_module.build([member], guidance_branches=pipe.manifest.guidance_branches)
+    latents, history = (generator.standard_normal((4, model.token_width)).astype(np.float32) for _ in range(2))
+    denoiser.bind(tables, latents, history)
+    a, b, c, d, e, f = row = np.array([1.1, -0.3, 0.7, 0.2, 0.9, -1.3], np.float32)
+    denoiser.step(np.zeros(1, np.int32), np.tile(row, (4, 1)))
+    v = denoiser.velocity()
+    moved, kept = denoiser.state()
+    exact = [np.float64(x) for x in (latents, v, history)]
+    # six roundings of fp32 at most; one of bfloat16 alone is 2^-9
+    assert relative(moved, a * exact[0] + b * exact[1] + c * exact[2]) < 4 * 2**-24
+    assert relative(kept, d * exact[0] + e * exact[1] + f * exact[2]) < 4 * 2**-24
+
+
+class Node:
+    """What a conversion sees of an ONNX node."""
+
+    def __init__(self, inputs, **attributes):
+        self.inputs, self.attributes = inputs, attributes
+
+    def get_input(self, index):
+        return self.inputs[index]
+
+    def get_attribute(self, name, default):
+        return self.attributes.get(name, default)
+
+
+def ranges(lengths, begin=0):
+    begins = begin + np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    return np.stack((begins, lengths), axis=1).astype(np.int32)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 1, 6), (8, 2, 24), (6, 3, 18)])
+@pytest.mark.parametrize(
+    ("lengths", "texts"),
+    [((7,), (3,)), ((5, 5, 5), (2, 9, 1)), ((1, 17, 17, 3), (4, 0, 6, 2)), ((8, 8), (0, 0))],
+    ids=str,
+)
+def test_attention_matches_the_reference(lengths, texts, heads, kv_heads, width, softcap):
+    openvino = import_openvino()
+    from openvino import opset13 as op
+
+    generator = np.random.default_rng(0)
+    tokens, capacity = sum(lengths), sum(texts) + 3
+    draw = lambda *shape: generator.standard_normal(shape).astype(np.float32)  # noqa: E731
+    arrays = [
+        4 * draw(tokens, heads, width), 4 * draw(tokens, kv_heads, width), draw(tokens, kv_heads, width),
+        ranges(lengths), ranges(lengths), draw(capacity, kv_heads, width), draw(capacity, kv_heads, width),
+        ranges(texts, 1), draw(heads),
+    ]  # fmt: skip
+    shapes = [[-1, *array.shape[1:]] if array.ndim > 1 else list(array.shape) for array in arrays]
+    parameters = [op.parameter(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
+    node = Node([one.output(0) for one in parameters], softcap=softcap, scale=width**-0.5)
+    model = openvino.Model(openvino_attention._convert(node), parameters, "attention")
+    config = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
+    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    queries, keys = openvino_attention.runs(SimpleNamespace(q_range=arrays[3], kv_range=arrays[4]))
+    for index, array in enumerate([*arrays[:3], queries, keys, *arrays[5:]]):
+        request.set_input_tensor(index, openvino.Tensor(array))
+    request.infer()
+    tensors = [torch.from_numpy(array) for array in arrays]
+    doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+    options = {"softcap": softcap, "scale": width**-0.5}
+    exact = reference.frame_attention(*doubles, **options).numpy()
+    plain = reference.frame_attention(*tensors, **options).numpy()
+    budget = 2 * np.abs(plain - exact).max() + np.finfo(np.float32).eps * np.abs(exact).max()
+    assert np.abs(request.get_output_tensor(0).data - exact).max() <= budget
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "expected"),
+    [
+        ([4, 4, 4], None, [[3, 4, 0, 4]]),
+        ([4, 2, 2, 4], None, [[1, 4, 0, 4], [2, 2, 4, 2], [1, 4, 8, 4]]),
+        ([4, 4], [[0, 8], [8, 8]], [[2, 4, 0, 8]]),
+        ([4, 4], [[8, 8], [0, 8]], [[1, 4, 8, 8], [1, 4, 0, 8]]),
+        ([4, 4], [[0, 8], [8, 4]], [[1, 4, 0, 8], [1, 4, 8, 4]]),
+    ],
+    ids=["equal", "ragged", "longer keys", "keys out of order", "unequal keys"],
+)
+def test_runs_are_neighbours_of_equal_length(queries, keys, expected):
+    q_range = ranges(queries)
+    kv_range = q_range if keys is None else np.array(keys, np.int32)
+    found = openvino_attention.runs(SimpleNamespace(q_range=q_range, kv_range=kv_range))
+    np.testing.assert_array_equal(np.concatenate(found, axis=1), expected)
+    assert all(part.dtype == np.int32 for part in found)
+
+
+def test_nothing_is_reported_to_anybody(golden_bundle):
+    """openvino sends an event when it is imported; here no connection may even be tried."""
+    code = f"""
+import socket, sys
+
+def refuse(*arguments, **keywords):
+    print("tried", arguments)
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import framert
+pipe = framert.load({str(golden_bundle)!r}, backend="openvino")
+pipe.run("text_to_image", prompt="a", steps=1, size=(16, 16))
+import threading
+print(sorted(name for name in sys.modules if "telemetry" in name and "openvino_telemetry" in name))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_module_that_is_there_already_stays(monkeypatch):
+    present = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", present)
+    import_openvino()
+    assert sys.modules["openvino_telemetry"] is present
+
+
+def test_a_failed_step_changes_nothing(pipe):
+    entry = pipe.engine()
+    entry.submit(REQUESTS[0])
+    entry.step()
+    denoiser = entry._pack._denoiser
+    before = denoiser.state()
+    with pytest.raises(BackendError, match="denoiser"):
+        denoiser.step(np.zeros((1, 1, 1), np.int32), np.zeros((1, 1, 1, 1), np.float32))
+    for was, now in zip(before, denoiser.state(), strict=True):
+        np.testing.assert_array_equal(was, now)
+
+
+def test_refusals(golden_bundle, monkeypatch):
+    bundle = Bundle.open(golden_bundle, check_files=False)
+    with pytest.raises(BackendError, match="fp32 or bf16, not 'fp16'"):
+        OpenVinoBackend(bundle, threads=None, precision="fp16")
+    with pytest.raises(ConfigError, match="threads is 0"):
+        OpenVinoBackend(bundle, threads=0)
+    other = replace(bundle, manifest=replace(bundle.manifest, target={"kind": "tensorrt"}))
+    with pytest.raises(BackendError, match="built for 'tensorrt'"):
+        OpenVinoBackend(other, threads=None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendError, match=r"pip install 'framert\[openvino\]'"):
+        OpenVinoBackend(bundle, threads=None)
+
+
+def test_bf16_needs_a_cpu_that_has_it(golden_bundle, monkeypatch):
+    openvino = import_openvino()
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", "INT8"])
+    with pytest.raises(BackendError, match="no bfloat16"):
+        OpenVinoBackend(Bundle.open(golden_bundle, check_files=False), threads=None, precision="bf16")
