@@ -12,16 +12,16 @@ from framert.kernels.specialization import Specialization
 from framert.runtime.errors import ConfigError
 
 TILE = 2048  # values of a tile of short rows
-VALUES_PER_THREAD = 16
-MAX_WIDTH = 16384  # of a row in registers: 32 values for each of 512 threads
+BYTES_PER_THREAD = 64  # of a tile; half of it costs a third more instructions per row: sums and addresses per thread
+MAX_WIDTH = 16384  # of a row in registers, which 512 threads share
 FINAL_EPS = 1e-6  # of the LayerNorm before the last projection
 POINTER = {"int8": "*i8", "fp8": "*fp8e4nv"}
 
 
-def row_tile(kernel: str, width: int) -> tuple[int, int, int]:
+def row_tile(kernel: str, width: int, itemsize: int) -> tuple[int, int, int]:
     """Return (rows, block, warps) of a tile of whole rows, ``width`` wide, padded to ``block``, a power of two.
 
-    It depends on the width alone, so that a token's sums are taken in the same order in every pack.
+    It depends on width and itemsize (bytes) alone, so that a token's sums are taken in the same order in every pack.
     """
     if width > MAX_WIDTH:
         raise ConfigError(
@@ -29,12 +29,18 @@ def row_tile(kernel: str, width: int) -> tuple[int, int, int]:
         )
     block = triton.next_power_of_2(max(width, 16))
     rows = max(1, TILE // block)
-    return rows, block, warps_for(rows * block)
+    # short rows: half the bytes per thread, which leaves their sums within a warp or two
+    return rows, block, warps_for(rows * block, itemsize if rows == 1 else 4)
 
 
-def warps_for(values: int) -> int:
-    """Return the warps for a tile of a power of two of ``values``."""
-    return max(1, min(16, values // (32 * VALUES_PER_THREAD)))
+def warps_for(values: int, itemsize: int) -> int:
+    """Return the warps for a tile of ``values``, a power of two, of ``itemsize`` bytes each."""
+    return max(1, min(16, values * itemsize // (32 * BYTES_PER_THREAD)))
+
+
+def bytes_of(dtype: str) -> int:
+    """Return the bytes of one of "bf16", "fp16", "fp32"."""
+    return 4 if dtype == "fp32" else 2
 
 
 def kinds(capability: int) -> tuple[Kind, ...]:
@@ -75,31 +81,36 @@ def multipliers(multiplier_ptr, stride, row_ptr, frame_ptr, token, token_mask, c
 
 
 @triton.jit
-def norm(x, mask, EPS: tl.constexpr, CENTER: tl.constexpr, WIDTH: tl.constexpr):
-    """Return the rows of x (rows, block) fp32 over their root mean square; CENTER takes off their mean first.
+def inverse_norm(x, EPS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return 1 / sqrt(mean(x^2) + EPS) of each row of x (rows, block) fp32, zero beyond its WIDTH columns."""
+    return tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPS)
 
-    x must be zero where mask is not set; WIDTH is the number of columns where it is.
-    """
-    if CENTER:
-        x = tl.where(mask, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
-    return x * tl.rsqrt(tl.sum(x * x, 1) / WIDTH + EPS)[:, None]
+
+@triton.jit
+def centered(x, mask, WIDTH: tl.constexpr):
+    """Return x (rows, block) fp32 less each row's mean over its WIDTH columns, zero beyond them."""
+    return tl.where(mask, x - (tl.sum(x, 1) / WIDTH)[:, None], 0.0)
 
 
 @triton.jit
 def largest(x):
-    """Return the largest magnitude of each row of x (rows, block); infinity where a value is not a number.
+    """Return the largest magnitude of each row of x (rows, block) fp32, NaN if one of it is.
 
-    So a broken row gets an infinite scale, and dequantizes to values that are not finite, never to plausible ones.
+    So a broken row gets a scale that is not finite, and never dequantizes to plausible values. The bits of
+    magnitudes order as integers do, NaN last; a maximum of floats would skip it.
     """
-    return tl.max(tl.where(x == x, tl.abs(x), float("inf")), 1)
+    return tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def store_rows(x, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE: tl.constexpr):
-    """Store x (rows, block) fp32 at y_ptr + offset in its dtype, or quantized, with scales at scale_ptr + token."""
+def store_rows(x, factor, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE: tl.constexpr):
+    """Store x (rows, block) times each row's factor, both fp32, at y_ptr + offset in its dtype, or quantized.
+
+    Quantized, the factor is the scale's alone: neither does a value need it, nor its sum the largest to wait.
+    """
     if QUANTIZE is None:
-        tl.store(y_ptr + offset, x, mask=mask)
+        tl.store(y_ptr + offset, x * factor[:, None], mask=mask)
     else:
         scale, inverse = row_scale(largest(x), QUANTIZE)
         tl.store(y_ptr + offset, quantized(x * inverse[:, None], QUANTIZE), mask=mask)
-        tl.store(scale_ptr + token, scale, mask=token_mask)
+        tl.store(scale_ptr + token, scale * factor, mask=token_mask)

@@ -7,7 +7,18 @@ import triton.language as tl
 from torch import Tensor
 
 from framert.kernels.quantize_rows.reference import Kind
-from framert.kernels.rows import FINAL_EPS, POINTER, kinds, multipliers, norm, row_tile, specialize, store_rows
+from framert.kernels.rows import (
+    FINAL_EPS,
+    POINTER,
+    bytes_of,
+    centered,
+    inverse_norm,
+    kinds,
+    multipliers,
+    row_tile,
+    specialize,
+    store_rows,
+)
 from framert.kernels.specialization import ModelShape, Specialization
 
 
@@ -41,20 +52,23 @@ def _gated_residual_kernel(
     x = tl.load(x_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     y = tl.load(y_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     gate = multipliers(multiplier_ptr, multiplier_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
-    new = (x + norm(y, mask, EPS, False, WIDTH) * gate).to(new_ptr.dtype.element_ty)
+    new = (x + y * gate * inverse_norm(y, EPS, WIDTH)[:, None]).to(new_ptr.dtype.element_ty)
     tl.store(new_ptr + offset, new, mask=mask)
     if modulated_ptr is not None:
         # of the rounded sum, which is what a later layer reads
         scale = multipliers(next_multiplier_ptr, next_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
-        modulated = norm(new.to(tl.float32), mask, NEXT_EPS, NEXT_CENTER, WIDTH) * scale
-        store_rows(modulated, mask, modulated_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
+        new = new.to(tl.float32)
+        if NEXT_CENTER:
+            new = centered(new, mask, WIDTH)
+        factor = inverse_norm(new, NEXT_EPS, WIDTH)
+        store_rows(new * scale, factor, mask, modulated_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
 
 
 def _constants(
-    width: int, *, eps: float, next_eps: float, next_center: bool, quantize: Kind | None
+    width: int, itemsize: int, *, eps: float, next_eps: float, next_center: bool, quantize: Kind | None
 ) -> tuple[dict[str, Any], int]:
     """Return the constexpr arguments and the number of warps: one choice for both ways to compile."""
-    rows, block, warps = row_tile("gated_residual", width)
+    rows, block, warps = row_tile("gated_residual", width, itemsize)
     return {
         "EPS": eps,
         "NEXT_EPS": next_eps,
@@ -84,7 +98,14 @@ def launch(
 ) -> None:
     """Launch on checked arguments; writes all of ``new`` and of what else is given of the three results."""
     tokens, width = x.shape
-    constants, warps = _constants(width, eps=eps, next_eps=next_eps, next_center=next_center, quantize=quantize)
+    constants, warps = _constants(
+        width,
+        max(x.element_size(), y.element_size()),
+        eps=eps,
+        next_eps=next_eps,
+        next_center=next_center,
+        quantize=quantize,
+    )
     next_stride = multiplier.stride(0) if next_multiplier is None else next_multiplier.stride(0)
     if x.numel():
         _gated_residual_kernel[(triton.cdiv(tokens, constants["ROWS"]),)](
@@ -105,7 +126,7 @@ def specializations(shape: ModelShape, dtype: Literal["bf16", "fp16", "fp32"], c
     for suffix, fused, center, quantize in variants:
         next_eps = FINAL_EPS if center else shape.norm_eps
         constants, warps = _constants(
-            shape.hidden, eps=shape.norm_eps, next_eps=next_eps, next_center=center, quantize=quantize
+            shape.hidden, bytes_of(dtype), eps=shape.norm_eps, next_eps=next_eps, next_center=center, quantize=quantize
         )
         types = {
             "x_ptr": f"*{dtype}",

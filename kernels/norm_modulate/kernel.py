@@ -7,7 +7,18 @@ import triton.language as tl
 from torch import Tensor
 
 from framert.kernels.quantize_rows.reference import Kind
-from framert.kernels.rows import FINAL_EPS, POINTER, kinds, multipliers, norm, row_tile, specialize, store_rows
+from framert.kernels.rows import (
+    FINAL_EPS,
+    POINTER,
+    bytes_of,
+    centered,
+    inverse_norm,
+    kinds,
+    multipliers,
+    row_tile,
+    specialize,
+    store_rows,
+)
 from framert.kernels.specialization import ModelShape, Specialization
 
 
@@ -35,13 +46,17 @@ def _norm_modulate_kernel(
     offset = token[:, None] * WIDTH + column[None, :]
     x = tl.load(x_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     multiplier = multipliers(multiplier_ptr, multiplier_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
-    y = norm(x, mask, EPS, CENTER, WIDTH) * multiplier
-    store_rows(y, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
+    if CENTER:
+        x = centered(x, mask, WIDTH)
+    factor = inverse_norm(x, EPS, WIDTH)
+    store_rows(x * multiplier, factor, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
 
 
-def _constants(width: int, *, eps: float, center: bool, quantize: Kind | None) -> tuple[dict[str, Any], int]:
+def _constants(
+    width: int, itemsize: int, *, eps: float, center: bool, quantize: Kind | None
+) -> tuple[dict[str, Any], int]:
     """Return the constexpr arguments and the number of warps: one choice for both ways to compile."""
-    rows, block, warps = row_tile("norm_modulate", width)
+    rows, block, warps = row_tile("norm_modulate", width, itemsize)
     constants = {"EPS": eps, "CENTER": center, "QUANTIZE": quantize, "WIDTH": width, "ROWS": rows, "BLOCK": block}
     return constants, warps
 
@@ -60,7 +75,7 @@ def launch(
 ) -> None:
     """Launch on checked arguments; writes all of ``y`` and, with ``quantize``, of ``scale``."""
     tokens, width = x.shape
-    constants, warps = _constants(width, eps=eps, center=center, quantize=quantize)
+    constants, warps = _constants(width, x.element_size(), eps=eps, center=center, quantize=quantize)
     if x.numel():
         _norm_modulate_kernel[(triton.cdiv(tokens, constants["ROWS"]),)](
             x,
@@ -84,7 +99,7 @@ def specializations(shape: ModelShape, dtype: Literal["bf16", "fp16", "fp32"], c
     found = []
     for suffix, center, quantize in variants:
         eps = FINAL_EPS if center else shape.norm_eps
-        constants, warps = _constants(shape.hidden, eps=eps, center=center, quantize=quantize)
+        constants, warps = _constants(shape.hidden, bytes_of(dtype), eps=eps, center=center, quantize=quantize)
         types = {
             "x_ptr": f"*{dtype}",
             "multiplier_ptr": "*fp32",

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from framert.kernels.rows import MAX_WIDTH, specialize, warps_for
+from framert.kernels.rows import MAX_WIDTH, bytes_of, specialize, warps_for
 from framert.kernels.specialization import ModelShape, Specialization
 from framert.runtime.errors import ConfigError
 
@@ -32,8 +32,8 @@ def _norm_and_rotate(
     x = tl.load(x_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     weight = tl.load(weight_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
     bias = tl.load(bias_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
-    x = tl.where(mask, x - tl.sum(tl.sum(x, 1), 0) / (HEADS * DIM), 0.0)
-    x = x * tl.rsqrt(tl.sum(tl.sum(x * x, 1), 0) / (HEADS * DIM) + EPS) * weight + bias
+    x = tl.where(mask, x - tl.sum(x) / (HEADS * DIM), 0.0)
+    x = x * tl.rsqrt(tl.sum(x * x) / (HEADS * DIM) + EPS) * weight + bias
     even, odd = tl.split(tl.reshape(x, (HEAD_BLOCK, DIM_BLOCK // 2, 2)))
     cosine, sine = cosine[None, :], sine[None, :]
     turned = tl.join(even * cosine - odd * sine, even * sine + odd * cosine)
@@ -81,7 +81,7 @@ def _qk_norm_rope_kernel(
     )  # fmt: skip
 
 
-def _constants(heads: int, kv_heads: int, head_dim: int, eps: float) -> tuple[dict[str, Any], int]:
+def _constants(heads: int, kv_heads: int, head_dim: int, itemsize: int, eps: float) -> tuple[dict[str, Any], int]:
     """Return the constexpr arguments and the number of warps: one choice for both ways to compile."""
     constants = {
         "EPS": eps,
@@ -98,7 +98,7 @@ def _constants(heads: int, kv_heads: int, head_dim: int, eps: float) -> tuple[di
             f"qk_norm_rope: {heads} heads of {head_dim}; impl='triton' holds up to {MAX_WIDTH} values with both counts "
             "rounded up to powers of two, use impl='reference'"
         )
-    return constants, warps_for(values)
+    return constants, warps_for(values, itemsize)
 
 
 def launch(
@@ -117,7 +117,7 @@ def launch(
 ) -> None:
     """Launch on checked arguments; writes all of ``query`` and ``key`` (tokens, heads, head_dim), and nothing else."""
     tokens, heads, head_dim = query.shape
-    constants, warps = _constants(heads, key.shape[1], head_dim, eps)
+    constants, warps = _constants(heads, key.shape[1], head_dim, qkv.element_size(), eps)
     if tokens:
         _qk_norm_rope_kernel[(tokens,)](
             qkv, q_weight, q_bias, k_weight, k_bias, position, cosine, sine, tokens,
@@ -129,7 +129,7 @@ def specializations(shape: ModelShape, dtype: Literal["bf16", "fp16", "fp32"], c
     """One, with the norms' weights in ``dtype``; none for a head_dim that three rotary axes of pairs do not divide."""
     if shape.head_dim % 6:
         return []
-    constants, warps = _constants(shape.heads, shape.kv_heads, shape.head_dim, shape.norm_eps)
+    constants, warps = _constants(shape.heads, shape.kv_heads, shape.head_dim, bytes_of(dtype), shape.norm_eps)
     rows = ("qkv_ptr", "q_weight_ptr", "q_bias_ptr", "k_weight_ptr", "k_bias_ptr", "query_ptr", "key_ptr")
     types = {
         **dict.fromkeys(rows, f"*{dtype}"),

@@ -1,7 +1,12 @@
 """Device functions that every quantizing kernel shares, so that all of them round alike."""
 
+import os
+
 import triton
 import triton.language as tl
+
+# Triton's interpreter loses the carry into the exponent where it converts to float8; devices round to nearest even.
+ROUND_FIRST = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
@@ -17,10 +22,12 @@ def row_scale(largest, QUANTIZE: tl.constexpr):
 def quantized(x, QUANTIZE: tl.constexpr):
     """Round fp32 values, already scaled into the limit, to int8 or fp8-e4m3, ties to even."""
     if QUANTIZE == "int8":
-        return ((x + 12582912.0) - 12582912.0).to(tl.int8)  # at 1.5 * 2**23 fp32 has steps of 1
-    else:
-        # The same trick with steps of an eighth of x's power of two (of 2**-9 below 2**-6), after which the conversion
-        # is exact: the interpreter's own conversion loses the carry into the exponent.
+        # At 1.5 * 2**23 fp32 has steps of 1, and its low bits are the rounded value's: no conversion, which is slow.
+        return (x + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    elif ROUND_FIRST:
+        # The same trick with steps of an eighth of x's power of two (2**-9 below 2**-6): the conversion is exact then.
         exponent = x.to(tl.int32, bitcast=True) & 0x7F800000
         magic = (tl.maximum(exponent, 121 << 23) + (20 << 23)).to(tl.float32, bitcast=True) * 1.5
         return ((x + magic) - magic).to(tl.float8e4nv)
+    else:
+        return x.to(tl.float8e4nv)

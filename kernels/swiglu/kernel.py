@@ -8,7 +8,7 @@ from torch import Tensor
 
 from framert.kernels.quantize_rows.reference import Kind
 from framert.kernels.quantize_rows.rounding import quantized, row_scale
-from framert.kernels.rows import MAX_WIDTH, POINTER, TILE, kinds, largest, specialize, warps_for
+from framert.kernels.rows import MAX_WIDTH, POINTER, TILE, bytes_of, kinds, largest, specialize, warps_for
 from framert.kernels.specialization import ModelShape, Specialization
 from framert.runtime.errors import ConfigError
 
@@ -52,7 +52,7 @@ def _swiglu_kernel(
         if TAIL:
             tail_column = BLOCK + tl.arange(0, TAIL)
             tail = _piece(gate_up_ptr, token, token_mask, tail_column, WIDTH)
-            top = tl.maximum(top, largest(tail))
+            top = tl.maximum(top, largest(tail), propagate_nan=tl.PropagateNan.ALL)
         scale, inverse = row_scale(top, QUANTIZE)
         _store(quantized(y * inverse[:, None], QUANTIZE), y_ptr, token, token_mask, column, WIDTH)
         if TAIL:
@@ -60,7 +60,7 @@ def _swiglu_kernel(
         tl.store(scale_ptr + token, scale, mask=token_mask)
 
 
-def _constants(width: int, quantize: Kind | None) -> tuple[dict[str, Any], int, int]:
+def _constants(width: int, itemsize: int, quantize: Kind | None) -> tuple[dict[str, Any], int, int]:
     """Return the constexpr arguments, the warps and the pieces of a row: one choice for both ways to compile."""
     tail = 0
     if quantize is None:
@@ -77,13 +77,13 @@ def _constants(width: int, quantize: Kind | None) -> tuple[dict[str, Any], int, 
             block, tail = block // 2, triton.next_power_of_2(rest)
     rows = max(1, TILE // block)
     constants = {"QUANTIZE": quantize, "WIDTH": width, "ROWS": rows, "BLOCK": block, "TAIL": tail}
-    return constants, warps_for(rows * block), 1 if quantize else triton.cdiv(width, block)
+    return constants, warps_for(rows * block, itemsize), 1 if quantize else triton.cdiv(width, block)
 
 
 def launch(gate_up: Tensor, y: Tensor, scale: Tensor | None, *, quantize: Kind | None) -> None:
     """Launch on checked arguments; writes all of ``y`` and, with ``quantize``, of ``scale``."""
     tokens, width = y.shape
-    constants, warps, pieces = _constants(width, quantize)
+    constants, warps, pieces = _constants(width, gate_up.element_size(), quantize)
     if y.numel():
         _swiglu_kernel[(triton.cdiv(tokens, constants["ROWS"]), pieces)](
             gate_up, tokens, y, scale, **constants, num_warps=warps, num_stages=1
@@ -94,7 +94,7 @@ def specializations(shape: ModelShape, dtype: Literal["bf16", "fp16", "fp32"], c
     """In ``dtype`` and in each format the device can convert to."""
     found = []
     for quantize in (None, *kinds(capability)):
-        constants, warps, pieces = _constants(shape.ffn, quantize)
+        constants, warps, pieces = _constants(shape.ffn, bytes_of(dtype), quantize)
         types = {
             "gate_up_ptr": f"*{dtype}",
             "tokens": "i32",

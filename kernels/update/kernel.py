@@ -58,7 +58,7 @@ def _constants(width: int, branches: int) -> tuple[dict[str, Any], int]:
     """Return the constexpr arguments and the number of warps: one choice for both ways to compile."""
     block = min(triton.next_power_of_2(max(width, 16)), TILE // 2)
     rows = TILE // 2 // block
-    return {"BRANCHES": branches, "WIDTH": width, "ROWS": rows, "BLOCK": block}, 2 * warps_for(rows * block)
+    return {"BRANCHES": branches, "WIDTH": width, "ROWS": rows, "BLOCK": block}, 2 * warps_for(rows * block, 4)
 
 
 def launch(

@@ -70,7 +70,7 @@ def test_quantized_is_within_half_a_step_of_fp64(shape, kind, dtype, device):
     grid = (value / scale.double()[:, None]).abs()
     # int8 has steps of 1; fp8 of an eighth of the value's power of two, at least 2**-9
     step = torch.ones_like(grid) if kind == "int8" else torch.exp2(grid.clamp(min=2**-6).log2().floor() - 3)
-    assert ((y.double() - value / scale.double()[:, None]).abs() <= 0.5 * step + 1e-4).all()
+    assert ((y.double() - value / scale.double()[:, None]).abs() <= 0.5 * step + 4e-6 * grid.abs() + 1e-6).all()
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "fp8"])
@@ -105,7 +105,7 @@ def test_all_is_written_and_nothing_else(kind, device):
         torch.testing.assert_close(scale[1:12], expected[1])
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, where the interpreter casts NaN to int8
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, of 0 * infinity: as meant
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_rows_of_zeros_and_broken_rows(kind, impl, device):

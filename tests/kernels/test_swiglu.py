@@ -46,7 +46,7 @@ def test_quantized_is_within_half_a_step_of_fp64(shape, kind, dtype, device):
     grid = value / scale.double()[:, None]
     # int8 has steps of 1; fp8 of an eighth of the value's power of two, at least 2**-9
     step = torch.ones_like(grid) if kind == "int8" else torch.exp2(grid.abs().clamp(min=2**-6).log2().floor() - 3)
-    assert ((y.double() - grid).abs() <= 0.5 * step + 4e-4).all()
+    assert ((y.double() - grid).abs() <= 0.5 * step + 4e-6 * grid.abs() + 1e-6).all()
 
 
 @pytest.mark.filterwarnings(
@@ -86,7 +86,6 @@ def test_all_is_written_and_nothing_else(ffn, device):
     assert scale[[0, 6]].isnan().all()
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, where the interpreter casts NaN to int8
 @pytest.mark.parametrize("place", [3, 2500], ids=["block", "tail"])
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
