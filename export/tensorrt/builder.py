@@ -14,10 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 import framert
+from framert.export.precision import WORDS
 from framert.export.tensorrt import memory, profiles, timing
 from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
-from framert.export.tensorrt.prepare import WORDS, Prepared, prepare
+from framert.export.tensorrt.prepare import Prepared, prepare
 from framert.export.tensorrt.profiles import Capacity, Profile
 from framert.export.tensorrt.targets import check_precision, parse_targets
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
@@ -121,7 +122,7 @@ def _onnx_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 def _precision(name: str, graph: Graph, asked: str | None) -> str:
     """Return what a graph is built in. Raises: ConfigError if it cannot be cast to what is asked for."""
-    own = WORDS.get(graph.precision, graph.precision)
+    own = next((word for word, name in WORDS.items() if name == graph.precision), graph.precision)
     if asked is None or asked == own:
         return own
     if asked not in HALVES:
@@ -137,7 +138,7 @@ def _precision(name: str, graph: Graph, asked: str | None) -> str:
 def _weight_bytes(bundle: Bundle, name: str, precision: str) -> int:
     graph = bundle.manifest.graphs[name]
     stored = sum(bundle.manifest.files[file].size for file in graph.files)
-    return stored // 2 if precision != WORDS.get(graph.precision, graph.precision) else stored
+    return stored // 2 if WORDS[precision] != graph.precision else stored
 
 
 def _build_graph(

@@ -7,14 +7,13 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from framert.export.precision import WORDS
 from framert.export.tensorrt.body import WINDOWS, swap
 from framert.export.tensorrt.half import cast
 from framert.export.weights import Array, Weight, write_model
 from framert.runtime.bundle import Bundle
 from framert.runtime.manifest import Graph, TensorSpec
 
-# Words of the manifest for what targets call otherwise.
-WORDS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 LARGE = 1024  # values from which a constant is a weight, read when it is written
 
 
@@ -32,13 +31,12 @@ class Prepared:
 
 
 def prepare(bundle: Bundle, name: str, precision: str, work: Path) -> Prepared:
-    """Return a graph in a precision, "fp32" or one that half.cast makes; ``work`` takes the files of a cast graph."""
+    """Return a graph in a precision, its own or one that half.cast makes; ``work`` takes the files of a cast graph."""
     graph, model = bundle.manifest.graphs[name], bundle.manifest.model
     file = bundle.graph_path(name)
-    if precision != WORDS.get(graph.precision, graph.precision):
+    if WORDS[precision] != graph.precision:
         file = _cast(file, precision, work, name)
-        words = {short: long for long, short in WORDS.items()}
-        graph = replace(graph, precision=words[precision])
+        graph = replace(graph, precision=WORDS[precision])
     proto = onnx.load(file, load_external_data=False)
     if not swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
         return Prepared(name, file, None, graph)

@@ -143,7 +143,7 @@ def other_precision(blocks_bundle: Path, tmp_path: Path) -> Path:
     copy = Path(shutil.copytree(blocks_bundle, tmp_path / "other"))
     manifest = Bundle.open(copy).manifest
     graphs = dict(manifest.graphs)
-    graphs["denoiser"] = replace(graphs["denoiser"], precision="fp8")
+    graphs["denoiser"] = replace(graphs["denoiser"], precision="float8e4m3fn")
     write_manifest(copy, replace(manifest, graphs=graphs))
     return copy
 

@@ -1,0 +1,136 @@
+"""How long TensorRT takes to build the engines of a bundle, how large they are, and how much memory that takes.
+
+python benchmarks/bench_build.py                          models/blocks for sm_86, sm_89 and sm_120 in fp32, fp16, bf16
+python benchmarks/bench_build.py --bundle B --target sm_87 --backend tensorrt --precision fp16
+
+Every build runs in a process of its own, whose peak resident memory is a row. They go to benchmarks/results/build.csv.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import sys
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import framert
+from framert.export.tensorrt.builder import Built, build
+from framert.export.tensorrt.profiles import Capacity
+from framert.runtime.bench.rows import Environment, Row
+from framert.runtime.errors import FramertError
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = ROOT / "models" / "blocks.bundle.tar.xz"
+BENCH = "build"
+MIB = 1 << 20
+
+
+def build_alone(
+    bundle: Path, target: str, backend: str, precision: str | None, capacity: Capacity
+) -> tuple[list[Built], float]:
+    """Build in a process of its own; return its engines and its peak resident memory in bytes.
+
+    Raises: what ``build`` raises.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_build, (bundle, target, backend, precision, capacity))
+
+
+def _build(
+    bundle: Path, target: str, backend: str, precision: str | None, capacity: Capacity
+) -> tuple[list[Built], float]:
+    with tempfile.TemporaryDirectory() as folder:
+        built = build(
+            bundle,
+            Path(folder) / "engines",
+            targets=[target],
+            backend=backend,
+            precision=precision,
+            capacity=capacity,
+            progress=False,
+        )
+    return built, 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure(
+    bundle: Path,
+    name: str,
+    target: str,
+    precision: str | None,
+    environment: Environment,
+    *,
+    backend: str,
+    capacity: Capacity,
+    rounds: int,
+) -> list[Row]:
+    """Return the rows of one target and precision: seconds and size of each engine, peak memory of all."""
+    runs = [build_alone(bundle, target, backend, precision, capacity) for _ in range(rounds)]
+    case = f"{name} {precision or 'as it is'} {target}"
+
+    def row(part: str, metric: str, unit: str, samples: Sequence[float]) -> Row:
+        return environment.row(
+            bench=BENCH, impl=backend, case=f"{case} {part}", metric=metric, unit=unit, samples=samples
+        )
+
+    rows = []
+    for index, one in enumerate(runs[0][0]):
+        rows.append(row(one.graph, "build", "s", [built[index].seconds for built, _ in runs]))
+        rows.append(row(one.graph, "engine", "MiB", [built[index].size / MIB for built, _ in runs]))
+    rows.append(row("all", "build", "s", [sum(one.seconds for one in built) for built, _ in runs]))
+    rows.append(row("all", "peak_memory", "MiB", [peak / MIB for _, peak in runs]))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, help="a bundle of ONNX graphs (default: models/blocks)")
+    parser.add_argument("--target", action="append", help="compute capability (default: sm_86, sm_89, sm_120)")
+    parser.add_argument("--backend", default="tensorrt-rtx", help="tensorrt or tensorrt-rtx (default)")
+    parser.add_argument("--precision", action="append", help="fp16, bf16 or as-is (default: all of them)")
+    parser.add_argument("--tokens", type=int, action="append", help="token bucket (default: those of framert build)")
+    parser.add_argument("--rounds", type=int, default=3, help="builds of each (default 3)")
+    parser.add_argument("--dry-run", action="store_true", help="print the figures, write no rows")
+    options = parser.parse_args()
+    if not Path(framert.__file__).resolve().is_relative_to(ROOT):
+        print(f"error: framert is imported from {framert.__file__}, not from this checkout", file=sys.stderr)
+        return 2
+    capacity = Capacity(tokens=tuple(options.tokens)) if options.tokens else Capacity()
+    try:
+        environment = Environment.capture(ROOT, threads=os.cpu_count() or 1, record=not options.dry_run)
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = options.bundle or _unpack(Path(folder))
+            rows = []
+            for precision in options.precision or ["as-is", "fp16", "bf16"]:
+                for target in options.target or ["sm_86", "sm_89", "sm_120"]:
+                    rows += measure(
+                        bundle,
+                        bundle.stem,
+                        target,
+                        None if precision == "as-is" else precision,
+                        environment,
+                        backend=options.backend,
+                        capacity=capacity,
+                        rounds=options.rounds,
+                    )
+                    print(*(f"{r.case:40} {r.metric:12} {r.p50:10.4g} {r.unit}" for r in rows[-12:]), sep="\n")
+        if not options.dry_run:
+            print(f"rows appended to {environment.append(f'{BENCH}.csv', rows)}", file=sys.stderr)
+    except FramertError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _unpack(folder: Path) -> Path:
+    with tarfile.open(BLOCKS) as archive:
+        archive.extractall(folder, filter="data")
+    (bundle,) = folder.iterdir()
+    return bundle
+
+
+if __name__ == "__main__":
+    sys.exit(main())
