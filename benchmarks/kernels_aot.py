@@ -1,0 +1,68 @@
+"""Registers, spills and shared memory of every kernel on every target: compiled here, without a GPU.
+
+    python benchmarks/kernels_aot.py [--quick] [-o FILE]
+
+Writes benchmarks/results/kernels_aot.csv: bf16 and fp16, for the published configuration and for models/blocks, on all
+eight targets. --quick compiles less, but every kernel in bf16 on every target, as the test does that compares with the
+table. Exit code 1 if a kernel spills or does not fit. Needs the extra framert[triton].
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from framert.kernels.aot import report
+from framert.kernels.aot.build import Job, compile_all, plan
+from framert.kernels.aot.ops import BLOCKS, PUBLISHED
+from framert.kernels.aot.targets import TARGETS
+from framert.kernels.specialization import ModelShape
+from framert.runtime.errors import FramertError
+
+TABLE = Path(__file__).resolve().parent / "results" / "kernels_aot.csv"
+QUICK_TARGETS = ("sm_87", "sm_90")  # where --quick compiles everything: one of each way to reach tensor cores
+
+
+def jobs(*, quick: bool) -> list[Job]:
+    """Return what the table holds, or the part of it that --quick compiles."""
+    found: list[Job] = []
+    sets: Sequence[tuple[ModelShape, Literal["bf16", "fp16"]]] = (
+        (PUBLISHED, "bf16"),
+        (PUBLISHED, "fp16"),
+        (BLOCKS, "bf16"),
+        (BLOCKS, "fp16"),
+    )
+    for shape, dtype in sets:
+        all_targets = not quick or (shape, dtype) == sets[0]
+        targets = [TARGETS[name] for name in (TARGETS if all_targets else QUICK_TARGETS)]
+        found += plan([shape], targets, dtype)
+    unique = {(job.target.name, job.shape.name, job.name): job for job in found}  # some kernels are fp32 in either
+    return list(unique.values())
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="compile less; needs -o")
+    parser.add_argument("-o", "--output", type=Path, help=f"default: {TABLE.name} under results")
+    arguments = parser.parse_args(words)
+    if arguments.quick and arguments.output is None:
+        parser.error("--quick is not the whole table; give -o")
+    try:
+        todo = jobs(quick=arguments.quick)
+        with tqdm(total=len(todo), unit="kernel", desc="compile") as bar:
+            compiled = compile_all(todo, done=lambda _: bar.update())
+    except FramertError as error:
+        print(f"kernels_aot: error: {error}", file=sys.stderr)
+        return 2
+    report.write_csv(arguments.output or TABLE, compiled)
+    for problem in (problems := report.problems(compiled)):
+        print(f"kernels_aot: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
