@@ -1,7 +1,8 @@
-"""Write README's tables from what they are about: benchmark rows, the task table, the bundled model's scores.
+"""Write README's tables from what they are about, and the plots: benchmark rows, the task table, the models' scores.
 
-python benchmarks/report.py            rewrite the blocks between <!-- bench:NAME --> and <!-- /bench:NAME -->
-python benchmarks/report.py --check    change nothing; exit 1 if a block differs from its rows
+python benchmarks/report.py            rewrite the blocks between <!-- bench:NAME --> and <!-- /bench:NAME -->, and the
+                                       plots under benchmarks/results whose rows changed (needs matplotlib)
+python benchmarks/report.py --check    change nothing; exit 1 if a block or a plot differs from its rows
 """
 
 import argparse
@@ -9,60 +10,18 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-
-from framert.runtime.bench.rows import RESULTS, Row, latest, read
-from framert.runtime.errors import ConfigError, FramertError
-from framert.runtime.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks" / "blocks"))  # its files are scripts beside each other
-from floors import format_table  # noqa: E402  # found there
 
-SIDES = {
-    "framert": "**framert**, ONNX Runtime, fp32",
-    "eager": "published algorithm, PyTorch eager, fp32",
-    "eager-sdpa": "the same with SDPA and no softcap (another model, which flatters it)",
-    "compiled": "published algorithm under torch.compile, fp32",
-    "eager-bf16": "published algorithm, PyTorch eager, bf16",
-}
+import plots  # noqa: E402  # found beside this file
+from floors import format_table  # noqa: E402
+from tables import device_table, memory_table, precision_table, serve_table, step_table  # noqa: E402
 
-
-def step_table(root: Path) -> str:
-    """Return the tables of the last run of bench_step.py, one for each case; nothing when it never ran."""
-    name = "step_cpu"
-    file = root / RESULTS / f"{name}.csv"
-    rows = latest(read(file), name) if file.exists() else []
-    return "\n\n".join(
-        _step_case([row for row in rows if row.case == case]) for case in dict.fromkeys(r.case for r in rows)
-    )
-
-
-def _step_case(rows: list[Row]) -> str:
-    by_key = {(row.impl, row.metric): row for row in rows}
-    lines = [
-        "| one denoiser step | median | 20 % to 80 % | framert's speed against it | velocity differs by |",
-        "|---|---|---|---|---|",
-    ]
-    for side, words in SIDES.items():
-        step = by_key.get((side, "step"))
-        if step is None:
-            continue
-        ratio, error = by_key.get((f"framert/{side}", "rate_ratio")), by_key.get((side, "velocity_error"))
-        lines.append(
-            f"| {words} | {_milliseconds(step.p50)} ms | {_milliseconds(step.p20)} to {_milliseconds(step.p80)} | "
-            f"{f'{ratio.p50:.2f}x' if ratio else ''} | {f'{error.p50:.1g}' if error else ''} |"
-        )
-    first = rows[0]
-    return "\n".join(lines) + (
-        f"\n\nRandom model, {first.case}; {first.threads} threads of {first.device}; {first.n} alternating rounds, "
-        f"ratios round by round; torch {first.torch}, onnxruntime {first.onnxruntime}; commit {first.commit}, "
-        f"{first.date[:10]}."
-    )
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:.0f}"
+from framert.runtime.errors import ConfigError, FramertError  # noqa: E402
+from framert.runtime.tasks import TASKS  # noqa: E402
 
 
 def task_table(root: Path) -> str:
@@ -84,7 +43,23 @@ def blocks_table(root: Path) -> str:
     return format_table(json.loads(file.read_text(encoding="utf-8")), floors_only=True) if file.exists() else ""
 
 
-BLOCKS: Mapping[str, Callable[[Path], str]] = {"step": step_table, "tasks": task_table, "blocks": blocks_table}
+def precision_block(root: Path) -> str:
+    """Return the table of precisions with its plot."""
+    shown = plots.picture("speed_quality", "speed of a step against its quality, by precision", root)
+    return "\n\n".join(part for part in (precision_table(root), shown) if part)
+
+
+BLOCKS: Mapping[str, Callable[[Path], str]] = {
+    "step": step_table,
+    "precision": precision_block,
+    "scaling": lambda root: plots.picture("scaling", "seconds of a step against tokens, with the roofline", root),
+    "kernels": partial(device_table, "kernels"),
+    "denoiser": partial(device_table, "denoiser"),
+    "serve": serve_table,
+    "memory": memory_table,
+    "tasks": task_table,
+    "blocks": blocks_table,
+}
 
 
 def rewritten(text: str, root: Path) -> str:
@@ -114,16 +89,21 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     try:
         text = readme.read_text(encoding="utf-8")
         new = rewritten(text, root)
+        stale = plots.stale(root)
     except (FramertError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if new == text:
-        return 0
     if options.check:
-        print("README.md differs from benchmarks/results; run python benchmarks/report.py", file=sys.stderr)
-        return 1
-    readme.write_text(new, encoding="utf-8")
-    print(f"{readme} rewritten", file=sys.stderr)
+        if new != text:
+            print("README.md differs from benchmarks/results; run python benchmarks/report.py", file=sys.stderr)
+        for name in stale:
+            print(f"{name}.png is not drawn from the rows; run python benchmarks/report.py", file=sys.stderr)
+        return 1 if stale or new != text else 0
+    if new != text:
+        readme.write_text(new, encoding="utf-8")
+        print(f"{readme} rewritten", file=sys.stderr)
+    for file in plots.redraw(root):
+        print(f"{file} drawn", file=sys.stderr)
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from framert.runtime.bench.rows import COLUMNS, RESULTS
 
@@ -91,6 +92,129 @@ def test_figures_without_rows_are_noticed(report: ModuleType, project: Path) -> 
 def test_damaged_rows_are_refused(report: ModuleType, project: Path) -> None:
     (project / RESULTS / "step_cpu.csv").write_text("bench,impl\nstep_cpu,framert\n", encoding="utf-8")
     assert report.main(["--check"], project) == 2
+
+
+REST = '2,"Some, CPU",2.13.0,,1.31.0,,,abc123,2026-01-02T03:04:05Z'
+MODEL = "blocks 0123456789ab"
+SCENES = "32 scenes of 64 pixels from 0, 12 steps"
+
+
+def write_rows(root: Path, name: str, lines: list[str]) -> None:
+    """lines: bench to p80 as written in a file of rows; p99, n and the rest are filled in."""
+    text = "\n".join([",".join(COLUMNS), *(f"{line},9,32,{REST}" for line in lines)])
+    (root / RESULTS / f"{name}.csv").write_text(text + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def measured(project: Path) -> Path:
+    """Rows of three precisions, of which one loses more than it may."""
+    steps = {"framert": (0.4, 3.5), "openvino-bf16": (0.2, 7.0), "onnxruntime-int8": (0.14, 9.8)}
+    lines = ["step_cpu,eager,12x768h8,step,s,1.4,1.4,1.4"]
+    for side, (seconds, ratio) in steps.items():
+        lines.append(f"step_cpu,{side},12x768h8,step,s,{seconds},{seconds},{seconds}")
+        lines.append(f"step_cpu,{side}/eager,12x768h8,rate_ratio,x,{ratio - 0.1},{ratio},{ratio + 0.2}")
+    write_rows(project, "step_cpu", lines)
+    lines = []
+    for side, psnr, loss in (
+        ("onnxruntime-fp32", 100, 0),
+        ("openvino-bf16", 41.24, 0.001),
+        ("onnxruntime-int8", 33, 0.04),
+    ):
+        task = f'"image_to_depth; {SCENES}; {MODEL}"'
+        lines.append(f"quality,{side},{task},latents_psnr,dB,1,{psnr},1")
+        lines.append(f'quality,{side},"edit; {SCENES}; {MODEL}",latents_psnr,dB,1,{psnr + 3},1')
+        if loss:
+            ratio = f"quality,{side}/onnxruntime-fp32,{task}"
+            lines.append(f"quality,{side},{task},velocity_error,1,1,{loss * 2},1")
+            lines += [
+                f"{ratio},abs_rel_{end}_ratio,x,1,{value},1"
+                for end, value in (("loss", loss), ("loss_low", loss - 0.02), ("loss_high", loss + 0.02))
+            ]
+            lines.append(f"{ratio},psnr_loss_ratio,x,1,{loss / 2},1")
+    write_rows(project, "quality", lines)
+    lines = [f"serve,onnxruntime-int8,files; {MODEL},bundle_size,MB,1,18.4,1"]
+    lines += [f"serve,onnxruntime-int8,load and so on; {MODEL},peak_resident,MiB,1,301,1"]
+    lines += ["serve,onnxruntime-int8,files; other ffffffffffff,bundle_size,MB,1,999,1"]
+    lines += [f'serve,onnxruntime-int8,"alone: edit 64x64, 50 steps; {MODEL}",latency,s,1,0.51,1']
+    lines += [f'serve,onnxruntime-int8,"alone: edit 64x64, 50 steps, against fp32 of x; {MODEL}",psnr,dB,1,34.56,1']
+    write_rows(project, "serve", lines)
+    return project
+
+
+def block(report: ModuleType, project: Path, name: str) -> str:
+    (project / "README.md").write_text(f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n", encoding="utf-8")
+    assert report.main([], project) == 0
+    return (project / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_precision_table_sets_speed_beside_quality(report: ModuleType, measured: Path) -> None:
+    lines = block(report, measured, "precision").splitlines()
+    assert lines[3] == (
+        "| **framert**, ONNX Runtime, int8 | 18 MB | 301 MiB | 140 ms | 9.80x | 8.0% | 33.0 dB | "
+        "4.00% (2.00% to 6.00%), abs_rel of image_to_depth **beyond 1 %** |"
+    )
+    assert lines[4] == (
+        "| **framert**, OpenVINO, bf16 |  |  | 200 ms | 7.00x | 0.2% | 41.2 dB | "
+        "0.10% (-1.90% to 2.10%), abs_rel of image_to_depth |"
+    )
+    assert lines[5].startswith("| **framert**, ONNX Runtime, fp32 |  |  | 400 ms | 3.50x |  | 100.0 dB | reference |")
+    assert any("on blocks, 32 scenes of 64 pixels from 0, 12 steps" in line for line in lines)
+    assert lines[-2] == "![speed of a step against its quality, by precision](benchmarks/results/speed_quality.png)"
+
+
+def test_the_serve_table_has_the_gate_beside_the_speed(report: ModuleType, measured: Path) -> None:
+    text = block(report, measured, "serve")
+    assert (
+        "| **framert**, ONNX Runtime, int8 | alone: edit 64x64, 50 steps | latency | 0.51 s | 9 s | 34.6 dB |" in text
+    )
+
+
+@pytest.mark.parametrize("name", ["precision", "serve", "memory", "scaling", "kernels", "denoiser"])
+def test_blocks_without_rows_are_empty(report: ModuleType, project: Path, name: str) -> None:
+    (project / RESULTS / "step_cpu.csv").unlink()
+    assert block(report, project, name) == f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n"
+
+
+def test_a_plot_names_the_rows_it_was_drawn_from(
+    report: ModuleType, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (measured / "README.md").write_text("# Title\n", encoding="utf-8")
+    assert report.main(["--check"], measured) == 1
+    assert "speed_quality.png is not drawn" in capsys.readouterr().err
+    assert report.main([], measured) == 0
+    file = measured / RESULTS / "speed_quality.png"
+    with Image.open(file) as image:
+        assert image.size[0] > 500
+    before = file.read_bytes()
+    assert report.main(["--check"], measured) == 0
+    assert report.main([], measured) == 0
+    assert file.read_bytes() == before  # what agrees is left alone
+    rows = measured / RESULTS / "quality.csv"
+    rows.write_text(rows.read_text(encoding="utf-8").replace("41.24", "42.24"), encoding="utf-8")
+    assert report.main(["--check"], measured) == 1
+    rows.unlink()
+    assert report.main([], measured) == 0
+    assert not file.exists()  # a plot without rows
+
+
+def test_a_scaling_plot_is_drawn_from_its_rows(report: ModuleType, project: Path) -> None:
+    pytest.importorskip("matplotlib")
+    lines = []
+    for tokens in (64, 512, 4096):
+        for requests in (1, 8):
+            case = f'"{tokens} tokens, {requests} requests"'
+            lines.append(f"scaling_cpu,onnxruntime-fp32,{case},step,s,0.1,{tokens / 5000},0.1")
+            lines.append(f"scaling_cpu,onnxruntime-fp32,{case},roofline,s,0.1,{tokens / 9000},0.1")
+    write_rows(project, "scaling_cpu", lines)
+    assert "](benchmarks/results/scaling.png)" in block(report, project, "scaling")
+    assert (project / RESULTS / "scaling.png").stat().st_size > 5000
+
+
+def test_a_foreign_picture_is_no_plot(report: ModuleType, measured: Path) -> None:
+    (measured / "README.md").write_text("# Title\n", encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(measured / RESULTS / "speed_quality.png")
+    assert report.main(["--check"], measured) == 1
 
 
 def test_a_readme_without_blocks_agrees(report: ModuleType, project: Path) -> None:
