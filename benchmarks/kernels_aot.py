@@ -1,10 +1,11 @@
 """Registers, spills and shared memory of every kernel on every target: compiled here, without a GPU.
 
-    python benchmarks/kernels_aot.py [--quick] [-o FILE]
+    python benchmarks/kernels_aot.py [--changed] [--quick -o FILE]
 
 Writes benchmarks/results/kernels_aot.csv: bf16 and fp16, for the published configuration and for models/blocks, on all
-eight targets. --quick compiles less, but every kernel in bf16 on every target, as the test does that compares with the
-table. Exit code 1 if a kernel spills or does not fit. Needs the extra framert[triton].
+eight targets. --changed compiles only kernels whose hash is not the table's and keeps the other rows. --quick compiles
+less, but every kernel in bf16 on every target, as the test does that compares with the table. Exit code 1 if a kernel
+spills or does not fit. Needs the extra framert[triton].
 """
 
 import argparse
@@ -15,15 +16,16 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from framert.kernels.aot import report
-from framert.kernels.aot.build import Job, compile_all, plan
+from framert.kernels.aot import build, report
+from framert.kernels.aot.build import Job, plan
 from framert.kernels.aot.ops import BLOCKS, PUBLISHED
 from framert.kernels.aot.targets import TARGETS
 from framert.kernels.specialization import ModelShape
 from framert.runtime.errors import FramertError
 
 TABLE = Path(__file__).resolve().parent / "results" / "kernels_aot.csv"
-QUICK_TARGETS = ("sm_87", "sm_90")  # where --quick compiles everything: one of each way to reach tensor cores
+QUICK = ((PUBLISHED, "fp16"), (BLOCKS, "bf16"))  # what --quick compiles beside the published shape in bf16,
+QUICK_TARGETS = ("sm_87", "sm_90")  # and where: one of each way to reach tensor cores
 
 
 def jobs(*, quick: bool) -> list[Job]:
@@ -36,16 +38,25 @@ def jobs(*, quick: bool) -> list[Job]:
         (BLOCKS, "fp16"),
     )
     for shape, dtype in sets:
-        all_targets = not quick or (shape, dtype) == sets[0]
-        targets = [TARGETS[name] for name in (TARGETS if all_targets else QUICK_TARGETS)]
-        found += plan([shape], targets, dtype)
+        if not quick or (shape, dtype) == sets[0]:
+            found += plan([shape], list(TARGETS.values()), dtype)
+        elif (shape, dtype) in QUICK:
+            found += plan([shape], [TARGETS[name] for name in QUICK_TARGETS], dtype)
     unique = {(job.target.name, job.shape.name, job.name): job for job in found}  # some kernels are fp32 in either
     return list(unique.values())
+
+
+def unchanged(todo: Sequence[Job]) -> dict[Job, dict[str, str]]:
+    """Return the jobs whose kernels are those of the table, with their rows."""
+    held = {(row["target"], row["model"], row["kernel"]): row for row in report.read_csv(TABLE)}
+    found = {job: held.get((job.target.name, job.shape.name, job.name)) for job in todo}
+    return {job: row for job, row in found.items() if row and build.hash_of(job).startswith(row["sha256"])}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--changed", action="store_true", help="keep the table's rows of kernels that did not change")
     parser.add_argument("--quick", action="store_true", help="compile less; needs -o")
     parser.add_argument("-o", "--output", type=Path, help=f"default: {TABLE.name} under results")
     arguments = parser.parse_args(words)
@@ -53,15 +64,17 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error("--quick is not the whole table; give -o")
     try:
         todo = jobs(quick=arguments.quick)
+        kept = unchanged(todo) if arguments.changed else {}
+        todo = [job for job in todo if job not in kept]
         with tqdm(total=len(todo), unit="kernel", desc="compile") as bar:
-            compiled = compile_all(todo, done=lambda _: bar.update())
+            compiled = build.compile_all(todo, done=lambda _: bar.update())
     except FramertError as error:
         print(f"kernels_aot: error: {error}", file=sys.stderr)
         return 2
-    report.write_csv(arguments.output or TABLE, compiled)
+    report.write_csv(arguments.output or TABLE, [*kept.values(), *report.rows(compiled)])
     for problem in (problems := report.problems(compiled)):
         print(f"kernels_aot: {problem}", file=sys.stderr)
-    return 1 if problems else 0
+    return 1 if problems or any(row["spills"] != "0" for row in kept.values()) else 0
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
-from framert.kernels.aot.compiler import Compiled, check_environment, compile_kernel, compiling
+from framert.kernels.aot.compiler import Compiled, check_environment, compile_kernel, compiling, kernel_hash
 from framert.kernels.aot.ops import OPS, collect, quantized_kind
 from framert.kernels.aot.targets import Target
-from framert.kernels.specialization import ModelShape
+from framert.kernels.specialization import ModelShape, Specialization
 from framert.runtime.errors import ConfigError
 
 KINDS = ("int8", "int4", "fp8")
@@ -95,6 +95,11 @@ def compile_all(
     return [ready[index] for index in range(len(jobs))]
 
 
+def hash_of(job: Job) -> str:
+    """Return the hash a job's kernel will have, without compiling it."""
+    return kernel_hash(_specialization(job), job.target)
+
+
 _stack = ExitStack()  # of a worker process: holds its temporary cache until it ends
 
 
@@ -103,5 +108,9 @@ def _start() -> None:
 
 
 def _run(job: Job) -> Compiled:
+    return compile_kernel(_specialization(job), job.target, op=job.op, model=job.shape.name)
+
+
+def _specialization(job: Job) -> Specialization:
     found = {item.name: item for item in collect(job.op, job.shape, job.dtype, job.target.capability)}
-    return compile_kernel(found[job.name], job.target, op=job.op, model=job.shape.name)
+    return found[job.name]

@@ -6,6 +6,7 @@ from typing import Literal
 from framert.kernels.specialization import ModelShape, Specialization
 
 OPS = (
+    "frame_attention",
     "qk_norm_rope",
     "norm_modulate",
     "gated_residual",

@@ -10,7 +10,8 @@ from framert.kernels.aot.compiler import Compiled
 from framert.kernels.aot.targets import MAX_REGISTERS, TARGETS
 
 FORMAT = 1
-COLUMNS = ("target", "model", "kernel", "warps", "registers", "spills", "shared_memory", "triton")
+DIGITS = 16  # of a kernel's hash in the committed table
+COLUMNS = ("target", "model", "kernel", "warps", "registers", "spills", "shared_memory", "sha256", "triton")
 
 
 def file_stem(kernel: Compiled) -> str:
@@ -117,9 +118,9 @@ def render(kernels: Sequence[Compiled]) -> str:
 
 
 def rows(kernels: Iterable[Compiled]) -> list[dict[str, str]]:
-    """Return the kernels as rows of the committed table: texts, sorted, each kernel once."""
-    found = {
-        (TARGETS[kernel.target].capability, kernel.model, kernel.name): {
+    """Return the kernels as rows of the committed table. sha256: the first 16 digits of the kernel's hash."""
+    return [
+        {
             "target": kernel.target,
             "model": kernel.model,
             "kernel": kernel.name,
@@ -127,19 +128,20 @@ def rows(kernels: Iterable[Compiled]) -> list[dict[str, str]]:
             "registers": str(kernel.registers),
             "spills": str(kernel.spills),
             "shared_memory": str(kernel.shared_memory),
+            "sha256": kernel.kernel_hash[:DIGITS],
             "triton": kernel.triton,
         }
         for kernel in kernels
-    }
-    return [found[key] for key in sorted(found)]
+    ]
 
 
-def write_csv(path: Path, kernels: Iterable[Compiled]) -> None:
-    """Write the committed table."""
+def write_csv(path: Path, table: Iterable[dict[str, str]]) -> None:
+    """Write the committed table, sorted."""
+    ordered = sorted(table, key=lambda row: (TARGETS[row["target"]].capability, row["model"], row["kernel"]))
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows(kernels))
+        writer.writerows(ordered)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
