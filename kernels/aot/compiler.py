@@ -1,6 +1,7 @@
 """One kernel, one target: Triton to PTX, the hidden parameters off, ptxas to a cubin, and what ptxas reports of it."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,8 @@ from framert.kernels.specialization import Specialization
 from framert.runtime.errors import BackendError
 
 INSTALL = "pip install 'framert[triton]'"
+# Triton brings two assemblers; these capabilities select them. A cubin of CUDA 13's is refused by drivers of CUDA 12.
+CUDA_12, CUDA_13 = 80, 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,7 @@ class Compiled:
         shared_memory: dynamic shared memory in bytes.
         registers: per thread. spills: bytes per thread stored to and loaded from memory for want of registers.
         architecture: what ``ptx`` is for; a trailing "a" runs on this very compute capability alone.
+        triton, ptxas: the versions of what made it.
         kernel_hash: sha256 of what the kernel is made from: source, constants, types, launch, target, Triton's version.
     """
 
@@ -53,6 +57,7 @@ class Compiled:
     ptx_version: int
     kernel_hash: str
     triton: str
+    ptxas: str
     ptx: str
     cubin: bytes
 
@@ -72,7 +77,7 @@ def check_environment() -> str:
     except ModuleNotFoundError as error:
         package = (error.name or "a package").split(".")[0]
         raise BackendError(f"compiling kernels needs {package}, which is not installed; {INSTALL}") from error
-    for capability in (80, 120):  # Triton brings two assemblers
+    for capability in (CUDA_12, CUDA_13):
         _ptxas(capability)
     return str(triton.__version__)
 
@@ -125,7 +130,8 @@ def compile_kernel(specialization: Specialization, target: Target, *, op: str = 
     arguments = tuple((name, kind) for name, kind in specialization.signature.items() if kind != "constexpr")
     text = ptx_text.without_hidden(kernel.asm["ptx"], len(arguments))
     entry = ptx_text.entry(text)
-    cubin, registers, spills = assemble(text, entry.architecture, target.capability, what)
+    ptxas = _ptxas(CUDA_12 if target.ptx_version < 90 else CUDA_13)
+    cubin, registers, spills = assemble(text, entry.architecture, ptxas, what)
     return Compiled(
         op=op,
         model=model,
@@ -145,6 +151,7 @@ def compile_kernel(specialization: Specialization, target: Target, *, op: str = 
         ptx_version=target.ptx_version,
         kernel_hash=kernel_hash(specialization, target),
         triton=str(triton.__version__),
+        ptxas=_version(ptxas),
         ptx=text,
         cubin=cubin,
     )
@@ -166,8 +173,8 @@ def kernel_hash(specialization: Specialization, target: Target) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def assemble(ptx: str, architecture: str, capability: int, what: str) -> tuple[bytes, int, int]:
-    """Return (cubin, registers per thread, spilled bytes per thread) of a PTX module.
+def assemble(ptx: str, architecture: str, ptxas: str, what: str) -> tuple[bytes, int, int]:
+    """Return (cubin, registers per thread, spilled bytes per thread) of a PTX module, by the assembler at ``ptxas``.
 
     Raises: BackendError with ptxas's first complaint.
     """
@@ -207,6 +214,14 @@ def _ptxas(capability: int) -> str:
     if not os.access(path, os.X_OK):
         raise BackendError(f"compiling kernels needs ptxas, and {path} cannot be run; {INSTALL}")
     return path
+
+
+@functools.cache
+def _version(ptxas: str) -> str:
+    """Return an assembler's version, such as "12.9.86"."""
+    said = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"\bV(\d+(?:\.\d+)+)", said)
+    return found[1] if found else "unknown"
 
 
 def _last_line(error: Exception) -> str:

@@ -56,6 +56,7 @@ def by_target(kernels: Iterable[Compiled]) -> list[dict[str, Any]]:
                 "platform": target.platform,
                 "shared_memory_limit": target.shared_memory,
                 "triton": kernel.triton,
+                "ptxas": kernel.ptxas,
                 "kernels": [],
             },
         )

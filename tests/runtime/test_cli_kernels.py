@@ -43,6 +43,7 @@ def fake(job):
         ptx_version=job.target.ptx_version,
         kernel_hash=hashlib.sha256(job.name.encode()).hexdigest(),
         triton="3.9.0",
+        ptxas="12.9.86",
         ptx=f"// {job.name}\n",
         cubin=job.name.encode(),
     )
@@ -246,6 +247,7 @@ def test_a_bundles_kernels_compile(golden_bundle, tmp_path):
     )
     assert not done.returncode, done.stderr
     for target, version in zip(json.loads(done.stdout), ("8.5", "9.0"), strict=True):
+        assert int(target["ptxas"].split(".")[0]) <= {"8.5": 12, "9.0": 13}[version]  # a newer one's is refused there
         for kernel in target["kernels"]:
             stem = f"{target['target']}-{kernel['model']}-{kernel['name']}"
             text = (folder / f"{stem}.ptx").read_text()
