@@ -183,7 +183,7 @@ def assemble(ptx: str, architecture: str, ptxas: str, what: str) -> tuple[bytes,
         text.write_text(ptx)
         # regAllocOptLevel as Triton itself calls it, around a defect of ptxas 13
         command = [
-            _ptxas(capability),
+            ptxas,
             "-v",
             "--regAllocOptLevel=2",
             f"--gpu-name={architecture}",
