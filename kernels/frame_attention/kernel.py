@@ -21,12 +21,12 @@ def _tanh(x, HARDWARE: tl.constexpr):
     if HARDWARE:
         y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
-        # odd minimax polynomial (relative error 5e-9) where 1 - 2 / (e**2x + 1) would cancel
-        z = x * x
-        small = -0.33333282 + z * (0.13331442 + z * (-0.05373972 + z * (0.02063909 - z * 0.00570499)))
         high = tl.where(tl.abs(x) > 10.0, 10.0, tl.abs(x))  # from there on tanh is 1; not a minimum, which hides a NaN
+        # odd minimax polynomial (relative error 5e-9) where 1 - 2 / (e**2x + 1) would cancel
+        z = high * high
+        small = -0.33333282 + z * (0.13331442 + z * (-0.05373972 + z * (0.02063909 - z * 0.00570499)))
         large = 1.0 - 2.0 / (tl.exp2(high * (2 * LOG2_E)) + 1.0)
-        y = tl.where(tl.abs(x) < 0.625, x + x * z * small, tl.where(x < 0, -large, large))
+        y = tl.where(high < 0.625, x + x * z * small, tl.where(x < 0, -large, large))
     return y
 
 
