@@ -124,9 +124,7 @@ def bandwidth(bench: Bench) -> float:
     for kind in ("int8", "fp8"):
         work |= {
             f"norm_modulate-{kind}": (
-                lambda kind=kind: norm_modulate(
-                    x, modulation[:, 0], row, frame, eps=1e-5, quantize=kind, impl=impl
-                ),
+                lambda kind=kind: norm_modulate(x, modulation[:, 0], row, frame, eps=1e-5, quantize=kind, impl=impl),
                 wide * 3 // 2,
             ),
             f"swiglu-{kind}": (lambda kind=kind: swiglu(gate_up, quantize=kind, impl=impl), 5 * tokens * ffn),

@@ -54,15 +54,21 @@ class HoistedNextDiT(nn.Module):
         self.head_dim = config["hidden_size"] // self.heads
         self.frames, self.rows, self.columns, self.patch = frames, rows, columns, published.patch
         self.x_embedder, self.out = published.x_embedder, published.final_layer.linear
-        self.layers = list(published.layers)
+        self.layers = published.layers
         self.channels = published.channels
         weight = published.x_embedder.weight
         table = rotary_table(self.head_dim, frames, max(rows, columns))[:, :rows, :columns].flatten(0, 2)
-        self.cosine = table.real.unsqueeze(1).contiguous().to(weight.device)
-        self.sine = table.imag.unsqueeze(1).contiguous().to(weight.device)
-        self.qkv = [torch.cat([each.attention.wq.weight, each.attention.wk.weight, each.attention.wv.weight])
-                    for each in self.layers]  # fmt: skip
-        self.gate_up = [torch.cat([each.feed_forward.w1.weight, each.feed_forward.w3.weight]) for each in self.layers]
+        # Buffers, not plain tensors: CUDA graphs of torch.compile copy everything else in every call.
+        self.register_buffer("cosine", table.real.unsqueeze(1).contiguous().to(weight.device))
+        self.register_buffer("sine", table.imag.unsqueeze(1).contiguous().to(weight.device))
+        self.qkv = nn.ParameterList(
+            nn.Parameter(torch.cat([own.wq.weight, own.wk.weight, own.wv.weight]), requires_grad=False)
+            for own in (layer.attention for layer in published.layers)
+        )
+        self.gate_up = nn.ParameterList(
+            nn.Parameter(torch.cat([own.w1.weight, own.w3.weight]), requires_grad=False)
+            for own in (layer.feed_forward for layer in published.layers)
+        )
 
     def forward(self, latents: Tensor, modulation: Tensor, text_k: Tensor, text_v: Tensor, text_mask: Tensor) -> Tensor:
         """Return the velocities (2, frames, channels, height, width) of both branches.
@@ -156,6 +162,19 @@ def condition(
     return stacked, torch.stack(keys), torch.stack(values), text_mask.bool()[:, None, None]
 
 
+class Conditioned(nn.Module):
+    """The model with its prompts and noise levels in place: latents are all that is left to give."""
+
+    def __init__(self, model: HoistedNextDiT, inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        for name, value in zip(("modulation", "text_k", "text_v", "text_mask"), inputs, strict=True):
+            self.register_buffer(name, value)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.model(latents, self.modulation, self.text_k, self.text_v, self.text_mask)
+
+
 class HoistedStep:
     """One Euler step under guidance on one shape; everything that can be is computed before the first.
 
@@ -180,11 +199,11 @@ class HoistedStep:
     ) -> None:
         frames, (rows, columns) = len(timesteps), shape
         model = HoistedNextDiT(published, config, frames=frames, rows=rows, columns=columns, attention=attention)
-        self._inputs = condition(published, text, text_mask, timesteps)
+        whole = Conditioned(model, condition(published, text, text_mask, timesteps))
         self._dtype = published.x_embedder.weight.dtype
         self._guidance = guidance
         mode = "reduce-overhead" if text.is_cuda else "default"  # CUDA graphs, where there are any
-        self._model = torch.compile(model, dynamic=False, mode=mode) if compiled else model
+        self._model = torch.compile(whole, dynamic=False, mode=mode) if compiled else whole
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,6 +212,6 @@ class HoistedStep:
         Args:
             latents: (frames, channels, height, width), fp32. delta: (frames,), change of sigma, 0 for a condition.
         """
-        negative, positive = self._model(latents.to(self._dtype), *self._inputs).float()
+        negative, positive = self._model(latents.to(self._dtype)).float()
         velocity = negative + self._guidance * (positive - negative)
         return latents + delta[:, None, None, None] * velocity, velocity
