@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from tables import largest_losses, number_in, rows_of, step_rows, words
 
+from framert.runtime.bench.quality import IDENTICAL
 from framert.runtime.bench.rows import RESULTS, Row, latest, newest
 
 KEY = "framert-rows"  # the text of the PNG that holds the digest of its rows
@@ -72,10 +73,11 @@ def redraw(root: Path) -> list[Path]:
 
 
 def _speed_rows(root: Path) -> list[Row]:
-    """Speed against eager and quality of every side that has both."""
+    """Speed against eager and quality of every side that has both, and the speed of what they are compared with."""
     quality = newest(rows_of(root, "quality"), "quality")
     speed = {side: row for (side, metric), row in step_rows(root).items() if metric == "rate_ratio"}
-    both = {row.impl for row in quality if row.metric == "latents_psnr"} & set(speed)
+    references = {row.impl.partition("/")[2] for row in quality}
+    both = ({row.impl for row in quality if row.metric == "latents_psnr"} | references) & set(speed)
     near = [row for row in quality if row.impl.partition("/")[0] in both and _is_quality(row.metric)]
     return [*(speed[side] for side in sorted(both)), *near]
 
@@ -85,10 +87,17 @@ def _is_quality(metric: str) -> bool:
 
 
 def _draw_speed(axes: Any, rows: list[Row]) -> None:
+    """Points of speed and distance to the reference; the reference itself, which has no distance, is a line."""
     for row in (row for row in rows if row.metric == "rate_ratio"):
         name = row.impl.partition("/")[0]
         side = "onnxruntime-fp32" if name == "framert" else name
         near = [each.p50 for each in rows if (each.impl, each.metric) == (side, "latents_psnr")]
+        if min(near, default=IDENTICAL) >= IDENTICAL:
+            axes.axvline(row.p50, ls=":", color="grey")
+            label = f" {words(side).replace('**framert**, ', '')}: the reference"
+            place = axes.get_xaxis_transform()
+            axes.text(row.p50, 0.5, label, rotation=90, va="center", ha="right", fontsize=8, transform=place)
+            continue
         loss = largest_losses(rows, side)
         note = f"\nlargest task loss {loss[0].p50:.1%}" if loss else ""
         axes.errorbar(row.p50, min(near), xerr=[[row.p50 - row.p20], [row.p80 - row.p50]], fmt="o", capsize=3)
