@@ -19,15 +19,20 @@ def relative(got, exact):
     return float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
 
 
-@pytest.fixture(scope="module")
-def pipe(golden_bundle):
-    return framert.load(golden_bundle)
+# Backend "triton" is held to them by its references on the CPU: the kernels are held to those.
+BACKENDS = {"onnxruntime": {}, "triton": {"impl": "reference", "precision": "fp32"}}
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def pipe(request, golden_bundle):
+    pytest.importorskip(request.param)
+    return framert.load(golden_bundle, backend=request.param, **BACKENDS[request.param])
 
 
 @pytest.fixture
-def table(record_property):
+def table(record_property, pipe):
     """Call it with (case, quantity, error, allowed) to add a row to the table of the summary."""
-    return lambda *row: record_property("golden", row)
+    return lambda case, *row: record_property("golden", (f"{pipe.backend_name}: {case}", *row))
 
 
 def cameras_of(frames):

@@ -18,7 +18,7 @@ from framert.runtime.backends.triton.weights import StepWeights
 from framert.runtime.manifest import ModelSpec
 from framert.runtime.tables import Tables
 
-LEAST_SEQUENCES = 64  # of a step; packs of more get four or sixteen times as many
+LEAST_SEQUENCES = 16  # of a step; packs of more get four or sixteen times as many. Each empty one costs some programs
 LEAST_FRAMES = 256
 MAX_STEPS = 24  # sizes kept; each holds its tables, some hundred KB, and its graph. Activations are shared
 

@@ -3,17 +3,19 @@
 from dataclasses import dataclass
 
 import torch
-from framert.kernels.frame_attention.api import frame_attention
 from torch import Tensor
 from torch.nn import functional
 
 from framert.kernels.dispatch import Impl
+from framert.kernels.frame_attention.api import frame_attention
 from framert.kernels.gated_residual.api import gated_residual
 from framert.kernels.norm_modulate.api import norm_modulate
 from framert.kernels.qk_norm_rope.api import qk_norm_rope
 from framert.kernels.quantize_rows.api import quantize_rows
 from framert.kernels.swiglu.api import swiglu
 from framert.runtime.backends.triton.weights import Activation, Layer, StepWeights
+
+SHORT = 2048  # tokens of a bucket up to which attention takes small tiles: 64 rows win at 1024, 128 at 4096 (H200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,87 @@
+"""Backend "triton": token buckets, and options that cannot be."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import framert  # noqa: E402
+from framert.runtime.backends import create  # noqa: E402
+from framert.runtime.backends.triton import settings  # noqa: E402
+from framert.runtime.backends.triton.buckets import capacity, token_bucket  # noqa: E402
+from framert.runtime.errors import BackendError, ConfigError  # noqa: E402
+
+
+def test_buckets_hold_their_packs_with_little_padding():
+    previous = 0
+    for tokens in range(1, 20_000):
+        bucket = token_bucket(tokens)
+        assert bucket >= max(tokens, previous)
+        assert token_bucket(bucket) == bucket
+        if tokens > 256:
+            assert bucket <= 1.06 * tokens
+        previous = bucket
+    assert len({token_bucket(tokens) for tokens in range(1, 16_385)}) < 120
+
+
+@pytest.mark.parametrize("power", range(6, 17))
+def test_powers_of_two_are_not_padded(power):
+    assert token_bucket(2**power) == 2**power
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 64), (64, 64), (65, 256), (257, 1024)])
+def test_capacities_quadruple(count, expected):
+    assert capacity(count, 64) == expected
+
+
+@pytest.mark.parametrize("impl", [None, "auto", "triton"])
+def test_a_machine_without_cuda_is_told_so(impl, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match=r"needs an NVIDIA GPU.*impl='reference' runs it on the CPU") as caught:
+        settings.choose(impl, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_does_not_mean_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(BackendError, match="needs an NVIDIA GPU"):
+        settings.choose("auto", None)
+    assert settings.choose("triton", None).device.type == "cpu"
+
+
+def test_fp8_needs_a_device_that_has_it(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Orin")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 7))
+    with pytest.raises(BackendError, match=r"'fp8' needs compute capability 8\.9 or newer, Orin has 8\.7"):
+        settings.choose("auto", "fp8")
+    assert settings.choose("auto", "int8").device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"impl": "cuda"}, ConfigError, "impl is 'cuda'"),
+        ({"impl": "reference", "precision": "fp4"}, ConfigError, "precision is 'fp4'"),
+        ({"impl": "reference", "threads": 2}, ConfigError, "threads is 2"),
+        ({"impl": "reference", "low_memory": True}, ConfigError, "low_memory is True"),
+        ({"backend": "onnxruntime", "impl": "auto"}, ConfigError, "impl is 'auto'"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_options_that_do_not_fit_are_refused(options, error, says, golden_bundle):
+    with pytest.raises(error, match=says):
+        framert.load(golden_bundle, **{"backend": "triton"} | options)
+
+
+def test_bundles_for_another_target_are_refused(golden_bundle):
+    from dataclasses import replace
+
+    from framert.runtime.bundle import Bundle
+
+    opened = Bundle.open(golden_bundle)
+    other = replace(opened, manifest=replace(opened.manifest, target={"kind": "tensorrt"}))
+    with pytest.raises(BackendError, match="is built for 'tensorrt'"):
+        create("triton", other, threads=None, impl="reference")
