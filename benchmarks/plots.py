@@ -105,7 +105,7 @@ def _draw_speed(axes: Any, rows: list[Row]) -> None:
         axes.annotate(label, (row.p50, min(near)), xytext=(6, 6), textcoords="offset points", fontsize=8)
     axes.set_xlabel("speed of a step against the published algorithm in eager PyTorch, fp32")
     axes.set_ylabel("PSNR of latents against fp32, worst task (dB)")
-    axes.margins(0.25)
+    axes.margins(0.35, 0.25)
     axes.grid(alpha=0.3)
 
 
