@@ -7,9 +7,10 @@ import onnx
 from onnx import parser
 
 # A loop over sequences: measured faster than padding or masking, and each sequence gets the same bits alone and packed.
-# The query heads that share a key-value head are folded into the rows of one product. q_range must be contiguous, in
-# order and cover all tokens. The reshapes to a shape that is already there keep ONNX Runtime from fusing the transposes
-# before them into the products: fused, a sequence without tokens or text divides by zero.
+# The query heads that share a key-value head are neighbours, folded into the rows of one product; text keys and values,
+# which are few, are tiled to the heads, so that queries and results are turned once. q_range must be contiguous,
+# in order and cover all tokens. The reshapes to a shape that is already there keep ONNX Runtime from fusing the
+# transposes before them into the products: fused, a sequence without tokens or text divides by zero.
 _BODY = """
 <domain: "framert", opset_import: ["" : 23]>
 FrameAttention <softcap, scale, plugin_namespace>
@@ -24,11 +25,10 @@ FrameAttention <softcap, scale, plugin_namespace>
     width = Shape <start = 2, end = 3> (query)
     kv_heads = Shape <start = 1, end = 2> (key)
     group = Div (heads, kv_heads)
-    repeated = Concat <axis = 0> (minus, kv_heads, group, width)
-    tiled = Concat <axis = 0> (minus, group, kv_heads, width)
-    packed = Concat <axis = 0> (minus, heads, width)
+    one = Constant <value_ints = [1, 1]> ()
+    tiles = Concat <axis = 0> (group, one)
     folded = Concat <axis = 0> (kv_heads, minus, width)
-    scalar = Constant <value_ints = [-1, 1]> ()
+    scalar = Constant <value_ints = [-1, 1, 1]> ()
     head_gate = Reshape (gate, scalar)
     own_key = Mul (key, logit_scale)
     ranges = Concat <axis = 1> (q_range, kv_range, text_range)
@@ -46,12 +46,11 @@ FrameAttention <softcap, scale, plugin_namespace>
         q1 = Add (q0, qn)
         k1 = Add (k0, kn)
         t1 = Add (t0, tn)
-        q_split = Concat <axis = 0> (kv_heads, group, qn, width)
+        by_head = Concat <axis = 0> (heads, qn, width)
         q = Slice (query, q0, q1, zero)
 
-        repeat = Reshape (q, repeated)
-        repeat_turned = Transpose <perm = [1, 2, 0, 3]> (repeat)
-        rows = Reshape (repeat_turned, folded)
+        turned = Transpose <perm = [1, 0, 2]> (q)
+        rows = Reshape (turned, folded)
         k = Slice (own_key, k0, k1, zero)
         k_turned = Transpose <perm = [1, 2, 0]> (k)
         k_shape = Concat <axis = 0> (kv_heads, width, kn)
@@ -64,31 +63,26 @@ FrameAttention <softcap, scale, plugin_namespace>
         CAPPED
         weights = Softmax <axis = -1> (capped)
         own = MatMul (weights, v_kept)
-        own_split = Reshape <allowzero = 1> (own, q_split)
-        own_turned = Transpose <perm = [2, 0, 1, 3]> (own_split)
-        own_out = Reshape (own_turned, packed)
+        own_heads = Reshape <allowzero = 1> (own, by_head)
 
-        tile = Reshape (q, tiled)
-        tile_turned = Transpose <perm = [2, 1, 0, 3]> (tile)
-        text_rows = Reshape (tile_turned, folded)
         tk = Slice (text_k, t0, t1, zero)
         tk_scaled = Mul (tk, scale)
         tk_turned = Transpose <perm = [1, 2, 0]> (tk_scaled)
         tk_shape = Concat <axis = 0> (kv_heads, width, tn)
-        tk_kept = Reshape <allowzero = 1> (tk_turned, tk_shape)
+        tk_once = Reshape <allowzero = 1> (tk_turned, tk_shape)
+        tk_kept = Tile (tk_once, tiles)
         tv = Slice (text_v, t0, t1, zero)
         tv_turned = Transpose <perm = [1, 0, 2]> (tv)
         tv_shape = Concat <axis = 0> (kv_heads, tn, width)
-        tv_kept = Reshape <allowzero = 1> (tv_turned, tv_shape)
+        tv_once = Reshape <allowzero = 1> (tv_turned, tv_shape)
+        tv_kept = Tile (tv_once, tiles)
+        text_rows = Reshape <allowzero = 1> (turned, by_head)
         text_logits = MatMul (text_rows, tk_kept)
         text_weights = Softmax <axis = -1> (text_logits)
         text = MatMul (text_weights, tv_kept)
-        text_split = Reshape <allowzero = 1> (text, q_split)
-        text_turned = Transpose <perm = [2, 1, 0, 3]> (text_split)
-        text_out = Reshape (text_turned, packed)
-
-        gated = Mul (text_out, head_gate)
-        both = Add (own_out, gated)
+        gated = Mul (text, head_gate)
+        mixed = Add (own_heads, gated)
+        both = Transpose <perm = [1, 0, 2]> (mixed)
         more = SequenceInsert (done, both)
     }>
     output = ConcatFromSequence <axis = 0> (outputs)
@@ -96,11 +90,21 @@ FrameAttention <softcap, scale, plugin_namespace>
 """
 
 
-def function(softcap: float) -> onnx.FunctionProto:
-    """Return the local function; with a softcap of 0 the logits are left as they are."""
+HALVES = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
+
+
+def function(softcap: float, dtype: int = onnx.TensorProto.FLOAT) -> onnx.FunctionProto:
+    """Return the local function for tensors of an ONNX type; with a softcap of 0 the logits are left as they are."""
     if softcap:
         scale = "Div (scale, softcap)"
         capped = "bent = Tanh (logits) capped = Mul (bent, softcap)"
     else:
         scale, capped = "Identity (scale)", "capped = Identity (logits)"
-    return parser.parse_function(_BODY.replace("LOGIT_SCALE", scale).replace("CAPPED", capped))
+    body = _BODY.replace("LOGIT_SCALE", scale).replace("CAPPED", capped)
+    if dtype in HALVES:
+        for name in ("softcap", "scale"):  # attributes are float32
+            constant = f"Constant <value_float: float = @{name}> ()"
+            body = body.replace(f"{name} = {constant}", f"{name}_32 = {constant} {name} = Cast <to = {dtype}> ({name}_32)")
+        body = body.replace("SequenceEmpty <dtype = 1>", f"SequenceEmpty <dtype = {dtype}>")
+        body = body.replace("seq(float)", f"seq({HALVES[dtype]})")
+    return parser.parse_function(body)
