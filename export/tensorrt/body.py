@@ -147,7 +147,8 @@ PaddedFrameAttention (query, key, value, text_k, text_v, gate, query_index, flat
     text_turned = Transpose <perm = [0, 3, 2, 1, 4]> (text_split)
     text_out = Reshape (text_turned, packed)
 
-    head_gate = Reshape (gate, per_head)
+    own_gate = CastLike (gate, query)
+    head_gate = Reshape (own_gate, per_head)
     gated = Mul (text_out, head_gate)
     both = Add (own_out, gated)
     output = Gather <axis = 0> (both, flat)

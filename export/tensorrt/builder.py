@@ -18,14 +18,17 @@ from framert.export.precision import WORDS
 from framert.export.tensorrt import memory, profiles, timing
 from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
+from framert.export.tensorrt.plugin import compile_kernels, digest, registered
 from framert.export.tensorrt.prepare import Prepared, prepare
 from framert.export.tensorrt.profiles import Capacity, Profile
 from framert.export.tensorrt.targets import check_precision, parse_targets
+from framert.kernels.plugin.launch import Launch
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BackendError, BundleError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
 
 PROFILES = "profiles.json"
+ATTENTION = ("padded", "plugin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +36,8 @@ class Options:
     """How engines are built, apart from their sizes.
 
     Args:
+        attention: "padded" runs FrameAttention in TensorRT's own operators; "plugin" launches framert's kernel from a
+            plugin in Python, which the engine then needs wherever it runs.
         weight_streaming: keep weights in host memory and stream them where the device's is too small.
         compatible: "none", "version" (later releases of the same major version run the engine), or "ampere+" (every
             GPU from Ampere on does).
@@ -40,20 +45,26 @@ class Options:
         verbosity: TensorRT's lines that are told: 0 errors, 1 also warnings and information, 2 all.
     """
 
+    attention: str = "padded"
     weight_streaming: bool = False
     compatible: str = "none"
     timing_cache: Path | None = None
     verbosity: int = 0
 
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTION:
+            raise ConfigError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION)}")
+
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One engine. seconds: parsing and building; layers: of the parsed network."""
+    """One engine. seconds: parsing and building; size: bytes; layers, plugins: of the parsed network."""
 
     graph: str
     seconds: float
     size: int
     layers: int
+    plugins: int
 
 
 def build(
@@ -93,23 +104,25 @@ def build(
         check_precision(name, word, targets)
     api = load(backend)
     api.check_targets(targets)
-    table = profiles.plan_profiles(opened.manifest, capacity, plugin=False)
+    plugin = options.attention == "plugin"
+    table = profiles.plan_profiles(opened.manifest, capacity, plugin=plugin)
     free = memory.available()
     for name in table:
         memory.check(name, _weight_bytes(opened, name, precisions[name]), free)
+    launches = compile_kernels(opened, precisions["denoiser"], targets) if plugin else []
     api.log.verbosity, api.log.say = options.verbosity, say
     done: list[Built] = []
-    with new_bundle(output, force=force) as folder:
+    with new_bundle(output, force=force) as folder, registered(api, launches):
         graphs: dict[str, Graph] = {}
         for name in (bar := tqdm(table, unit="graph", disable=not progress)):
             bar.set_description(name)
             with tempfile.TemporaryDirectory(dir=folder) as work:
-                model = prepare(opened, name, precisions[name], Path(work))
-                graphs[name], built = _build_graph(api, model, table[name], targets, options, folder)
+                model = prepare(opened, name, precisions[name], Path(work), plugin=plugin)
+                graphs[name], built = _build_graph(api, model, table[name], targets, options, launches, folder)
             done.append(built)
         shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
         (folder / PROFILES).write_text(json.dumps(profiles.to_json(table), indent=1) + "\n", encoding="utf-8")
-        write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, done))
+        write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, launches, done))
     return done
 
 
@@ -142,7 +155,13 @@ def _weight_bytes(bundle: Bundle, name: str, precision: str) -> int:
 
 
 def _build_graph(
-    api: Api, model: Prepared, table: Sequence[Profile], targets: Sequence[str], options: Options, folder: Path
+    api: Api,
+    model: Prepared,
+    table: Sequence[Profile],
+    targets: Sequence[str],
+    options: Options,
+    launches: Sequence[Launch],
+    folder: Path,
 ) -> tuple[Graph, Built]:
     begin = time.perf_counter()
     builder = api.builder()
@@ -151,14 +170,18 @@ def _build_graph(
     config = api.config(builder, targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
     for profile in table:
         _add_profile(api, builder, config, model.name, profiles.shapes(model.graph.inputs, profile))
-    cache = _timing_cache(api, options)
+    cache = _timing_cache(api, options, digest(launches))
     if cache is not None:
         timing.attach(config, cache)
     file = f"{model.name}.engine"
     api.build(builder, network, config, folder / file)
     if cache is not None:
         timing.store(config, cache)
-    built = Built(model.name, time.perf_counter() - begin, (folder / file).stat().st_size, network.num_layers)
+    plugins = sum(
+        network.get_layer(index).type == api.module.LayerType.PLUGIN_V3 for index in range(network.num_layers)
+    )
+    size = (folder / file).stat().st_size
+    built = Built(model.name, time.perf_counter() - begin, size, network.num_layers, plugins)
     del parser  # it holds weights that the network reads
     return replace(model.graph, files=(file,)), built
 
@@ -173,11 +196,11 @@ def _add_profile(
         raise BackendError(f"{api.flavour} {api.version} refuses a profile of {graph}: {api.log.errors_in_words()}")
 
 
-def _timing_cache(api: Api, options: Options) -> Path | None:
+def _timing_cache(api: Api, options: Options, kernels: str) -> Path | None:
     gpu = api.gpu()
     if options.timing_cache is None or not api.has_timing_cache or gpu is None:
         return None
-    return timing.cache_file(options.timing_cache, api, gpu.name, kernels="")
+    return timing.cache_file(options.timing_cache, api, gpu.name, kernels)
 
 
 def _manifest(
@@ -188,6 +211,7 @@ def _manifest(
     targets: Sequence[str],
     capacity: Capacity,
     options: Options,
+    launches: Sequence[Launch],
     done: Sequence[Built],
 ) -> Manifest:
     source = bundle.manifest
@@ -208,7 +232,8 @@ def _manifest(
             "kind": api.flavour,
             "version": api.version,
             "compute_capability": ",".join(targets),
-            "plugins": "",
+            "plugins": "FrameAttention" if launches else "",
+            "kernels": ",".join(f"{launch.target}:{launch.kernel_hash}" for launch in launches),
         },
         graphs=dict(graphs),
         files=file_specs(folder),

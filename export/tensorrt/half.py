@@ -23,7 +23,8 @@ EXACT = {
     "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "ReduceMean", "ReduceSum", "CumSum", "Range", "Cast",
     "ConstantOfShape", "Constant",
 }  # fmt: skip
-VALUES = {"Resize": (0,)}  # operators of whose inputs only some are values; the others keep their types
+# Operators of whose inputs only some are values; the others keep their types. FrameAttention's gate is always fp32.
+VALUES = {"Resize": (0,), "FrameAttention": (0, 1, 2, 5, 6)}
 FLOAT = ir.DataType.FLOAT
 
 

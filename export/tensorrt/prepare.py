@@ -10,6 +10,7 @@ import onnx_ir as ir
 from framert.export.precision import WORDS
 from framert.export.tensorrt.body import WINDOWS, swap
 from framert.export.tensorrt.half import cast
+from framert.export.tensorrt.plugin import strip_functions
 from framert.export.weights import Array, Weight, write_model
 from framert.runtime.bundle import Bundle
 from framert.runtime.manifest import Graph, TensorSpec
@@ -30,14 +31,21 @@ class Prepared:
     graph: Graph
 
 
-def prepare(bundle: Bundle, name: str, precision: str, work: Path) -> Prepared:
-    """Return a graph in a precision, its own or one that half.cast makes; ``work`` takes the files of a cast graph."""
+def prepare(bundle: Bundle, name: str, precision: str, work: Path, *, plugin: bool = False) -> Prepared:
+    """Return a graph in a precision, its own or one that half.cast makes.
+
+    Args:
+        work: takes the files of a cast graph.
+        plugin: leave FrameAttention to a plugin, and to nothing else.
+    """
     graph, model = bundle.manifest.graphs[name], bundle.manifest.model
     file = bundle.graph_path(name)
     if WORDS[precision] != graph.precision:
         file = _cast(file, precision, work, name)
         graph = replace(graph, precision=WORDS[precision])
     proto = onnx.load(file, load_external_data=False)
+    if plugin and strip_functions(proto):
+        return Prepared(name, file, proto.SerializeToString(), graph)
     if not swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
         return Prepared(name, file, None, graph)
     windows = {key: TensorSpec(dtype="int32", shape=(axis,)) for key, axis in WINDOWS.items()}

@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attention-gib", type=float, metavar="GIB", help="memory that logits of one attention may take (default: 4)"
     )
     engine = parser.add_argument_group("engines")
+    engine.add_argument(
+        "--attention",
+        default="padded",
+        metavar="WAY",
+        help="padded (default): TensorRT's own operators; plugin: framert's kernel, which needs Python at run time "
+        "and framert[triton] to build",
+    )
     engine.add_argument("--weight-streaming", action="store_true", help="weights may stay in host memory")
     engine.add_argument("--compatible", default="none", metavar="WITH", help="none (default), version or ampere+")
     engine.add_argument("--timing-cache", type=Path, metavar="DIR", help="where to keep what TensorRT measured")
@@ -87,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         capacity=profiles.Capacity(**capacity),
         options=builder.Options(
+            attention=arguments.attention,
             weight_streaming=arguments.weight_streaming,
             compatible=arguments.compatible,
             timing_cache=cache,
@@ -101,4 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _table(built: list[Any]) -> str:
-    return "\n".join(f"{one.graph:13} {one.seconds:7.1f} s {one.size / 2**20:9.1f} MiB" for one in built)
+    return "\n".join(
+        f"{one.graph:13} {one.seconds:7.1f} s {one.size / 2**20:9.1f} MiB"
+        + (f"  {one.plugins} plugins" if one.plugins else "")
+        for one in built
+    )

@@ -18,6 +18,7 @@ class Built:
     seconds: float
     size: int
     layers: int
+    plugins: int
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def build(bundle: str, output: str, **given: Any) -> list[Built]:
         seen.append({"bundle": bundle, "output": output, **given})
-        return [Built("denoiser", 12.34, 3 << 20, 700), Built("vae_decoder", 1.0, 1 << 19, 9)]
+        return [Built("denoiser", 12.34, 3 << 20, 700, 8), Built("vae_decoder", 1.0, 1 << 19, 9, 0)]
 
     def module(name: str) -> SimpleNamespace:
         return SimpleNamespace(
@@ -60,6 +61,7 @@ def test_defaults_are_the_builders(call: Any, calls: list[dict[str, Any]]) -> No
     assert (given["backend"], given["precision"], given["capacity"]) == ("tensorrt", None, {})
     assert (given["force"], given["progress"]) == (False, True)
     assert given["options"] == {
+        "attention": "padded",
         "weight_streaming": False,
         "compatible": "none",
         "timing_cache": Path("/c"),
@@ -71,7 +73,8 @@ def test_every_option_arrives(call: Any, calls: list[dict[str, Any]]) -> None:
     words = (
         "a -o b --target sm_86 --target sm_120 --backend tensorrt-rtx --precision fp16 --tokens 64,256 --sequences 4"
     )
-    words += " --frames 5 --rows 6 --text 400 --side 128 --attention-gib 2.5 --weight-streaming --compatible version"
+    words += " --frames 5 --rows 6 --text 400 --side 128 --attention-gib 2.5 --attention plugin --weight-streaming"
+    words += " --compatible version"
     assert call(*words.split(), "--timing-cache", "t", "--force", "--quiet", "-vv")[0] == 0
     (given,) = calls
     assert (given["targets"], given["backend"], given["precision"]) == (["sm_86", "sm_120"], "tensorrt-rtx", "fp16")
@@ -80,7 +83,8 @@ def test_every_option_arrives(call: Any, calls: list[dict[str, Any]]) -> None:
     }  # fmt: skip
     assert (given["force"], given["progress"]) == (True, False)
     assert given["options"] == {
-        "weight_streaming": True, "compatible": "version", "timing_cache": Path("t"), "verbosity": 2
+        "attention": "plugin", "weight_streaming": True, "compatible": "version", "timing_cache": Path("t"),
+        "verbosity": 2,
     }  # fmt: skip
     call("a", "-o", "b", "--target", "sm_86", "--no-timing-cache")
     assert calls[-1]["options"]["timing_cache"] is None
@@ -90,7 +94,7 @@ def test_results_go_to_stdout_and_lines_to_stderr(call: Any, calls: list[dict[st
     code, out, err = call("a", "-o", "b", "--target", "sm_86")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "denoiser         12.3 s       3.0 MiB",
+        "denoiser         12.3 s       3.0 MiB  8 plugins",
         "vae_decoder       1.0 s       0.5 MiB",
     ]
     code, out, _ = call("a", "-o", "b", "--target", "sm_86", "--json")
