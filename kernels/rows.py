@@ -43,6 +43,11 @@ def bytes_of(dtype: str) -> int:
     return 4 if dtype == "fp32" else 2
 
 
+def options(warps: int) -> dict[str, Any]:
+    """Return the launch options; fusing is Triton's default up to 3.9, said aloud because 3.10 changes it."""
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": True}
+
+
 def kinds(capability: int) -> tuple[Kind, ...]:
     """Return the formats a device of this compute capability can convert to."""
     return ("int8", "fp8") if capability >= 89 else ("int8",)

@@ -15,6 +15,7 @@ from framert.kernels.rows import (
     inverse_norm,
     kinds,
     multipliers,
+    options,
     row_tile,
     specialize,
     store_rows,
@@ -110,7 +111,7 @@ def launch(
     if x.numel():
         _gated_residual_kernel[(triton.cdiv(tokens, constants["ROWS"]),)](
             x, y, multiplier, next_multiplier, row, frame, tokens, multiplier.stride(0), next_stride,
-            new, modulated, scale, **constants, num_warps=warps, num_stages=1,
+            new, modulated, scale, **constants, **options(warps),
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from framert.kernels.rows import (
     inverse_norm,
     kinds,
     multipliers,
+    options,
     row_tile,
     specialize,
     store_rows,
@@ -87,8 +88,7 @@ def launch(
             y,
             scale,
             **constants,
-            num_warps=warps,
-            num_stages=1,
+            **options(warps),
         )
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from framert.kernels.rows import MAX_WIDTH, bytes_of, specialize, warps_for
+from framert.kernels.rows import MAX_WIDTH, bytes_of, options, specialize, warps_for
 from framert.kernels.specialization import ModelShape, Specialization
 from framert.runtime.errors import ConfigError
 
@@ -121,7 +121,7 @@ def launch(
     if tokens:
         _qk_norm_rope_kernel[(tokens,)](
             qkv, q_weight, q_bias, k_weight, k_bias, position, cosine, sine, tokens,
-            query.stride(0), key.stride(0), query, key, **constants, num_warps=warps, num_stages=1,
+            query.stride(0), key.stride(0), query, key, **constants, **options(warps),
         )  # fmt: skip
 
 

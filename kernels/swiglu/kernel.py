@@ -8,7 +8,7 @@ from torch import Tensor
 
 from framert.kernels.quantize_rows.reference import Kind
 from framert.kernels.quantize_rows.rounding import quantized, row_scale
-from framert.kernels.rows import MAX_WIDTH, POINTER, TILE, bytes_of, kinds, largest, specialize, warps_for
+from framert.kernels.rows import MAX_WIDTH, POINTER, TILE, bytes_of, kinds, largest, options, specialize, warps_for
 from framert.kernels.specialization import ModelShape, Specialization
 from framert.runtime.errors import ConfigError
 
@@ -86,7 +86,7 @@ def launch(gate_up: Tensor, y: Tensor, scale: Tensor | None, *, quantize: Kind |
     constants, warps, pieces = _constants(width, gate_up.element_size(), quantize)
     if y.numel():
         _swiglu_kernel[(triton.cdiv(tokens, constants["ROWS"]), pieces)](
-            gate_up, tokens, y, scale, **constants, num_warps=warps, num_stages=1
+            gate_up, tokens, y, scale, **constants, **options(warps)
         )
 
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from framert.kernels.rows import TILE, specialize, warps_for
+from framert.kernels.rows import TILE, options, specialize, warps_for
 from framert.kernels.specialization import ModelShape, Specialization
 
 
@@ -77,7 +77,7 @@ def launch(
         grid = (triton.cdiv(slots, constants["ROWS"]), triton.cdiv(width, constants["BLOCK"]))
         _update_kernel[grid](
             output, latents, history, index, weight, update, slots, latents, history, velocity,
-            **constants, num_warps=warps, num_stages=1,
+            **constants, **options(warps),
         )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+from torch.nn import functional  # noqa: E402
+
 from framert.kernels.budget import assert_within_budget  # noqa: E402
 from framert.kernels.gated_residual import kernel, reference  # noqa: E402
 from framert.kernels.gated_residual.api import gated_residual  # noqa: E402
@@ -43,6 +45,12 @@ def test_sum_matches_reference(shape, dtype, device):
     floats, tables, _ = inputs(*shape, dtype, device)
     actual, low = (gated_residual(*floats, *tables, eps=1e-5, impl=impl) for impl in ("triton", "reference"))
     assert_within_budget(actual, low, exact(floats, tables, eps=1e-5))
+
+
+def test_reference_is_torchs_own():
+    (x, y, multiplier), (row, frame), _ = inputs(9, 48, torch.float32, "cpu")
+    expected = x + functional.rms_norm(y, (48,), eps=1e-5) * multiplier[row[frame.long()].long()]
+    torch.testing.assert_close(reference.gated_residual(x, y, multiplier, row, frame, eps=1e-5), expected)
 
 
 @pytest.mark.parametrize("center", [False, True], ids=["rms", "layer"])
