@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import util
 from typing import Literal
 
 from framert.kernels.aot.compiler import Compiled, check_environment, compile_kernel, compiling, kernel_hash
@@ -90,7 +92,7 @@ def compile_all(
                 ready[futures[future]] = future.result()
                 done(future.result())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # waits for what runs: without that Python 3.11 hangs at its end
             raise
     return [ready[index] for index in range(len(jobs))]
 
@@ -104,7 +106,18 @@ _stack = ExitStack()  # of a worker process: holds its temporary cache until it 
 
 
 def _start() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _stack.enter_context(compiling())
+    util.Finalize(None, _stack.close, exitpriority=1)  # worker processes run no other exit handlers
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, killed say: nobody else would tell it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    _stack.close()  # the temporary cache
+    os._exit(1)
 
 
 def _run(job: Job) -> Compiled:

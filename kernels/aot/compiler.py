@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -121,9 +122,10 @@ def compile_kernel(specialization: Specialization, target: Target, *, op: str = 
         "enable_fp_fusion": True,  # Triton's default up to 3.9, said aloud because 3.10 changes it
     }
     try:
-        kernel = triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
+        with contextlib.redirect_stdout(io.StringIO()):  # where Triton prints the PTX that ptxas refuses
+            kernel = triton.compile(source, target=GPUTarget("cuda", target.capability, 32), options=options)
     except Exception as error:  # Triton raises its own types, LLVM's and RuntimeError
-        raise BackendError(f"{what} does not compile: {_last_line(error)}") from error
+        raise BackendError(f"{what} does not compile: {_reason(str(error))}") from error
     metadata = kernel.metadata
     if metadata.global_scratch_size or getattr(metadata, "profile_scratch_size", 0):
         raise BackendError(f"{what} needs scratch memory ({metadata.global_scratch_size} bytes); there is none")
@@ -194,8 +196,7 @@ def assemble(ptx: str, architecture: str, ptxas: str, what: str) -> tuple[bytes,
         done = subprocess.run(command, capture_output=True, text=True)
         report = done.stdout + done.stderr
         if done.returncode:
-            reason = next((line for line in report.splitlines() if "error" in line.lower()), report.strip()[:200])
-            raise BackendError(f"ptxas refuses {what}: {reason}")
+            raise BackendError(f"ptxas refuses {what}: {_reason(report)}")
         registers = re.findall(r"Used (\d+) registers", report)
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
         if len(registers) != 1 or len(spills) != 1:
@@ -224,6 +225,8 @@ def _version(ptxas: str) -> str:
     return found[1] if found else "unknown"
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _reason(report: str) -> str:
+    """Return the first line that names an error, else the last one: where LLVM and Python put theirs."""
+    lines = [line.strip() for line in report.splitlines() if line.strip()]
+    named = [line for line in lines if re.search(r"(?<!PTXAS )\berror\s*:", line)]
+    return (named or lines[-1:] or ["no reason given"])[0]
