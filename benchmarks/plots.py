@@ -115,7 +115,7 @@ def _scaling_rows(root: Path) -> list[Row]:
 
 def _draw_scaling(axes: Any, rows: list[Row]) -> None:
     """Seconds of a step against packed tokens, measured (points) and as the roofline allows (dashed)."""
-    for metric, style in (("step", "o-"), ("roofline", "--")):
+    for metric, style in (("step", "o-"), ("roofline", "x--")):
         mine = [row for row in rows if row.metric == metric]
         for impl, requests in dict.fromkeys((row.impl, _requests(row)) for row in mine):
             line = sorted(

@@ -59,10 +59,12 @@ def _step_case(rows: list[Row]) -> str:
     for side in [*(name for name in SIDES if name in measured), *(name for name in measured if name not in SIDES)]:
         step = by_key[side, "step"]
         ratio, error = by_key.get((f"framert/{side}", "rate_ratio")), by_key.get((side, "velocity_error"))
+        own = by_key.get((f"{side}/{EAGER}", "rate_ratio")) if side != "framert" else None
+        faster = f"{ratio.p50:.2f}x" if ratio else f"is itself {own.p50:.2f}x eager fp32" if own else ""
         lines.append(
             f"| {words(side)} | {_milliseconds(step.p50)} ms | "
             f"{_milliseconds(step.p20)} to {_milliseconds(step.p80)} | "
-            f"{f'{ratio.p50:.2f}x' if ratio else ''} | {f'{error.p50:.1g}' if error else ''} |"
+            f"{faster} | {f'{error.p50:.1g}' if error else ''} |"
         )
     first = rows[0]
     return "\n".join(lines) + (

@@ -164,6 +164,12 @@ def test_the_precision_table_sets_speed_beside_quality(report: ModuleType, measu
     assert lines[-2] == "![speed of a step against its quality, by precision](benchmarks/results/speed_quality.png)"
 
 
+def test_the_step_table_has_our_other_sides(report: ModuleType, measured: Path) -> None:
+    text = block(report, measured, "step")
+    assert "| **framert**, OpenVINO, bf16 | 200 ms | 200 to 200 | is itself 7.00x eager fp32 |  |" in text
+    assert "| published algorithm, PyTorch eager, fp32 | 1400 ms | 1400 to 1400 | 3.50x |  |" in text
+
+
 def test_the_serve_table_has_the_gate_beside_the_speed(report: ModuleType, measured: Path) -> None:
     text = block(report, measured, "serve")
     assert (
@@ -205,7 +211,8 @@ def test_a_scaling_plot_is_drawn_from_its_rows(report: ModuleType, project: Path
     lines = []
     for tokens in (64, 512, 4096):
         for requests in (1, 8):
-            case = f'"{tokens} tokens, {requests} requests"'
+            plural = "s" if requests > 1 else ""
+            case = f"12 layers 768 wide; {tokens} tokens in {requests} request{plural} of 1 frames"
             lines.append(f"scaling_cpu,onnxruntime-fp32,{case},step,s,0.1,{tokens / 5000},0.1")
             lines.append(f"scaling_cpu,onnxruntime-fp32,{case},roofline,s,0.1,{tokens / 9000},0.1")
     write_rows(project, "scaling_cpu", lines)
