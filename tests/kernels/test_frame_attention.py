@@ -275,6 +275,10 @@ def test_specializations_name_every_argument(dtype, capability, text):
         assert list(one.signature) == one.kernel.arg_names
         assert {name for name, kind in one.signature.items() if kind == "constexpr"} == set(one.constants)
         assert all(one.signature[name] != "constexpr" for name in one.divisible if text)
+        # fp16 weights would overflow without the running maximum, and fp32 deserves more than 11 bits of tanh
+        assert one.constants["BOUNDED"] == (dtype != "fp16")
+        assert one.constants["HARDWARE_TANH"] == (dtype != "fp32")
+        assert not one.constants["INTERPRETED"]
         grid, heads, _ = one.grid
         for tokens, lengths in ((7, (7,)), (200, (64, 65, 0, 71)), (500, (1,) * 20), (64, ()), (129, (129,))):
             sizes = {"tokens": tokens, "sequences": len(lengths), **one.constants}
