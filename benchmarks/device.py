@@ -137,7 +137,7 @@ def run(name: str, description: str, measure: Callable[[Bench], None], arguments
     if options.device == "cpu" and not options.tiny:
         print("error: on the CPU these figures say nothing; give --tiny to run every path", file=sys.stderr)
         return 2
-    device = torch.device(options.device)
+    device = torch.device("cpu") if options.device == "cpu" else torch.device("cuda", torch.cuda.current_device())
     model = torch.cuda.get_device_name(device) if options.device == "cuda" else None
     keep = not (options.dry_run or options.tiny)
     try:
