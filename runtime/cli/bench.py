@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--sizes",
         nargs="+",
-        type=values.size,
+        type=_sizes,
         metavar="WIDTHxHEIGHT",
         help="of the pictures (default: the native size)",
     )
@@ -138,14 +138,19 @@ def _bundle(arguments: argparse.Namespace, folder: Path, say: Callable[[str], No
     return folder / f"{path.name}.bundle", time.perf_counter() - begin
 
 
+def _sizes(text: str) -> list[tuple[int, int]]:
+    return [values.size(part) for part in text.split(",")]
+
+
 def _plan(arguments: argparse.Namespace, bundle: Path) -> Plan:
-    tasks = list(TASKS) if arguments.tasks == ["all"] else arguments.tasks
+    named = [task for words in arguments.tasks for task in words.split(",")]
+    tasks = list(TASKS) if named == ["all"] else named
     for task in tasks:
         find_task(task)
     side = Bundle.open(bundle, check_files=False).manifest.native_side
     return Plan(
         tasks=tasks,
-        sizes=arguments.sizes or [(side, side)],
+        sizes=[size for sizes in arguments.sizes or [[(side, side)]] for size in sizes],
         steps=arguments.steps,
         rounds=arguments.rounds,
         together=arguments.together,

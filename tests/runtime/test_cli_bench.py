@@ -36,7 +36,7 @@ def measured(golden_bundle):
 
     out, err = io.StringIO(), io.StringIO()
     spec = "poisson:rate=50,seconds=0.3,mix=text_to_image@32x48*2+image_to_depth,deadline=60"
-    words = ("bench", golden_bundle, *QUICK, "--tasks", "text_to_image", "camera_pose", "--trace", spec)
+    words = ("bench", golden_bundle, *QUICK, "--tasks", "text_to_image,camera_pose", "--trace", spec)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in (*words, "--reference", golden_bundle, "--json")])
     return code, json.loads(out.getvalue()), err.getvalue()
