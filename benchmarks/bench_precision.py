@@ -22,7 +22,7 @@ REFERENCE = "onnxruntime-fp32"
 SIDES = (REFERENCE, "openvino-bf16", "onnxruntime-int8", "openvino-int8", "openvino-int8+bf16", "onnxruntime-int4")
 COMPUTED = ("bf16", "fp16")  # what a CPU backend computes in without its bundle being exported so
 TASKS = ("text_to_image", "image_to_depth", "image_to_multiview")
-TRACE = "poisson:rate=80%,seconds=15"
+TRACE = "poisson:rate=80%,seconds=10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def commands(side: Side, folder: Path, options: argparse.Namespace) -> list[list
     bundle, reference = folder / f"{side.exported}.bundle", folder / "fp32.bundle"
     against = [] if side.name == REFERENCE else [str(reference)]
     serve = [sys.executable, "-m", "framert", "bench", str(bundle), *side.options, "--tasks", *TASKS]
-    serve += ["--steps", "20", "--trace", TRACE, "--gate", "10"]  # quality is judged by the evaluation
+    serve += ["--steps", "12", "--rounds", "3", "--together", "4", "--trace", TRACE]
+    serve += ["--gate", "10"]  # quality is judged by the evaluation, which says by how much and of what
     serve += ["--reference", *against] if against else []
     evaluate = [sys.executable, str(ROOT / "benchmarks" / "blocks" / "evaluate.py"), str(bundle), *side.options]
     evaluate += [] if options.full else ["--quick"]
