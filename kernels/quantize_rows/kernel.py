@@ -63,7 +63,18 @@ def quantize_rows(x: Tensor, q: Tensor, scale: Tensor, kind: Literal["int8", "fp
         return
     block, warps = _launch(width)
     _quantize_rows_kernel[(rows,)](
-        x, q, scale, rows, width, x.stride(0), QUANTIZE=kind, ONE_PASS=width <= block, BLOCK=block, num_warps=warps
+        x,
+        q,
+        scale,
+        rows,
+        width,
+        x.stride(0),
+        QUANTIZE=kind,
+        ONE_PASS=width <= block,
+        BLOCK=block,
+        num_warps=warps,
+        num_stages=1,
+        enable_fp_fusion=True,  # Triton's default up to 3.9, said aloud because 3.10 changes it
     )
 
 
