@@ -288,7 +288,8 @@ class Engine:
         ]
 
     def _finish(self, entry: _Entry, state: Sequence) -> None:
-        state.latents = self._pack.latents(state)
+        with clocked(state.seconds, "denoiser"):  # a device may still be at work on the calls that were queued
+            state.latents = self._pack.latents(state)
         made = result.finish(state, self._components, entry.submitted)
         self._leave(entry)
         entry.ticket.resolve(made)

@@ -1,5 +1,7 @@
 """Properties of the packed tables, and the arena's bookkeeping."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,52 @@ def test_packing_only_shifts_a_members_tables(members):
         np.testing.assert_array_equal(packed.frame[here] - frame, alone.frame)
         np.testing.assert_array_equal(packed.guidance_index[slot : slot + alone.slots] - token, alone.guidance_index)
         slot, token, frame = slot + alone.slots, token + len(alone.source), frame + alone.frames
+
+
+def cached(frames, height, width, begins):
+    member = Member(frames, height, width, len(begins))
+    places = zip(member.branches, begins, strict=True)
+    member.branches = tuple(replace(branch, cache_begin=begin) for branch, begin in places)
+    return member
+
+
+def test_frames_that_do_not_run_are_read_from_the_cache():
+    """Three members: one runs frames 1 and 3 of 4, one all of its frames, one has no rows of its own."""
+    members = [cached(4, 2, 3, (100, 200)), cached(2, 1, 2, (40,)), Member(2, 2, 1, 1)]
+    running = [(1, 3), None, None]
+    count = sum(tables.token_count(member, own) for member, own in zip(members, running, strict=True))
+    assert count == 2 * 2 * 6 + 4 + 4
+    whole = tables.build(members, guidance_branches=4)
+    part = tables.build(members, guidance_branches=4, tokens=count + 5, running=running, cache_rows=1000)
+    assert (part.slots, len(part.source)) == (24 + 4 + 4, count + 5)
+    # the tokens that run are those of the whole pack, with the same positions, frames and slots
+    kept = np.concatenate([np.flatnonzero((whole.source < 24) & np.isin(whole.source // 6, (1, 3))), np.arange(48, 56)])
+    for name in ("source", "position", "frame"):
+        np.testing.assert_array_equal(getattr(part, name)[:count], getattr(whole, name)[kept])
+    # each writes its key where its sequence reads it; members without rows, and padding, behind all rows
+    np.testing.assert_array_equal(part.q_range, [(0, 12), (12, 12), (24, 4), (28, 4), (32, 5)])
+    np.testing.assert_array_equal(part.kv_range, [(100, 24), (200, 24), (40, 4), (1028, 4), (1032, 5)])
+    running_slots = np.r_[6:12, 18:24]
+    expected = np.r_[100 + running_slots, 200 + running_slots, 40:44, 1028:1032, 1032:1037]
+    np.testing.assert_array_equal(part.kv_index, expected)
+    # a slot that does not run gets no velocity, and points to a token of its own member
+    still = ~np.isin(np.arange(24), running_slots)
+    assert not part.guidance_weight[:24][still].any()
+    assert (part.guidance_index[:24] < 24).all()
+    np.testing.assert_array_equal(part.guidance_weight[:24][~still], whole.guidance_weight[:24][~still])
+    own = part.source[part.guidance_index[:24][~still]]
+    np.testing.assert_array_equal(own, running_slots[:, None].repeat(4, axis=1))
+    assert part.frames == whole.frames + 1
+
+
+def test_a_cache_without_skipping_only_moves_keys():
+    members = [cached(2, 2, 2, (8, 0))]
+    plain, moved = (tables.build(members, guidance_branches=4, cache_rows=rows) for rows in (None, 16))
+    assert plain.kv_index is None
+    for name in ("source", "position", "frame", "q_range", "text_range", "guidance_index", "guidance_weight"):
+        np.testing.assert_array_equal(getattr(moved, name), getattr(plain, name))
+    np.testing.assert_array_equal(moved.kv_index, [*range(8, 16), *range(8)])
+    np.testing.assert_array_equal(moved.kv_range, [(8, 8), (0, 8)])
 
 
 def test_arena_shares_keys_and_never_overlaps():

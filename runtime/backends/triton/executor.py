@@ -30,8 +30,11 @@ class Executor:
                 f"{file.path} uses {', '.join(unknown)}, which backend 'triton' does not run; "
                 "export the checkpoint in fp32, or choose backend='onnxruntime'"
             )
-        read = {name for node in nodes for name in node.inputs} | set(file.outputs)
-        self._weights = {name: self._placed(file.tensor(name)) for name in file.weights & read}
+        read = {name for node in nodes for name in _read_on_device(node)} | set(file.outputs)
+        needed = file.weights & (read | {name for node in nodes for name in node.inputs})
+        self._weights = {
+            name: self._placed(file.tensor(name)) if name in read else file.tensor(name) for name in needed
+        }
         self._plan = _plan(nodes, set(file.outputs) | set(self._weights))
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,6 +83,11 @@ class Executor:
             tensor if tensor is None or place in host or not tensor.dim() else tensor.to(self._device)
             for place, tensor in enumerate(inputs)
         ]
+
+
+def _read_on_device(node: Node) -> list[str]:
+    host = HOST_INPUTS.get(node.op, frozenset())
+    return [name for place, name in enumerate(node.inputs) if place not in host]
 
 
 def _plan(nodes: list[Node], kept: set[str]) -> list[tuple[Node, Operator, list[str]]]:

@@ -53,7 +53,7 @@ def _unsqueeze(attributes: Attributes, x: Tensor, axes: Tensor) -> Tensor:
 
 def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis = attributes.get("axis", 0) % x.dim()
-    index = index.long()
+    index = index.to(x.device, torch.int64)
     index = torch.where(index < 0, index + x.shape[axis], index)
     return x.index_select(axis, index.reshape(-1)).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
@@ -97,7 +97,7 @@ def _range(attributes: Attributes, start: Tensor, limit: Tensor, delta: Tensor) 
 
 
 def _where(attributes: Attributes, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.where(condition, x, y)
+    return torch.where(condition, x.to(condition.device), y.to(condition.device))
 
 
 def _cast(attributes: Attributes, x: Tensor) -> Tensor:

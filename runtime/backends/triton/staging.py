@@ -21,7 +21,8 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
         self._buffers: list[list[Tensor]] = [[] for _ in range(DEPTH)]
-        self._copied: list[Any] = [None] * DEPTH
+        event: Any = torch.cuda.Event
+        self._copied = [event() for _ in range(DEPTH)] if self._pinned else []
         self._next = 0
 
     def send(self, *pairs: tuple[Tensor, Array]) -> None:
@@ -33,13 +34,10 @@ class Staging:
         for (target, _), source in zip(pairs, sources, strict=True):
             target[: len(source)].copy_(source, non_blocking=True)
         if self._pinned:
-            event = self._copied[place] = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
+            self._copied[place].record()
 
     def _stage(self, place: int, sources: list[Tensor]) -> list[Tensor]:
-        event = self._copied[place]
-        if event is not None:
-            event.synchronize()
+        self._copied[place].synchronize()  # returns at once for one that was never recorded
         buffers = self._buffers[place]
         staged: list[Tensor] = []
         for number, source in enumerate(sources):

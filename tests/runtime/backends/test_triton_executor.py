@@ -7,6 +7,9 @@ onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from torch.utils import _pytree as pytree  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 from framert.runtime.backends.triton.executor import Executor  # noqa: E402
 from framert.runtime.backends.triton.graph_file import GraphFile  # noqa: E402
 from framert.runtime.errors import BackendError  # noqa: E402
@@ -71,6 +74,27 @@ def test_group_norms_are_put_together_and_nothing_else_changes(golden_bundle):
     assert "InstanceNormalization" not in ops
     for other in ("Conv", "MatMul", "Softmax", "Resize", "Sigmoid"):
         assert ops.count(other) == sum(node.op == other for node in file.nodes)
+
+
+class OneDevice(TorchDispatchMode):
+    """Fails where an operator reads tensors of two devices: CUDA would, and the meta device does not always."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dim()]
+        copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
+        assert copies or len({x.device.type for x in tensors}) <= 1, f"{func} reads from two devices"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("graph", FEEDS)
+def test_shapes_stay_on_the_host_and_values_on_the_device(graph, golden_bundle, expected):
+    """On a device whose values cannot be read at all, so that reading one on the host is an error."""
+    executor = Executor(GraphFile(golden_bundle / f"{graph}.onnx"), torch.device("meta"), torch.bfloat16)
+    with torch.inference_mode(), OneDevice():
+        made = executor.run({name: torch.from_numpy(x) for name, x in FEEDS[graph].items()})
+    for name, exact in expected[graph].items():
+        assert made[name].shape == exact.shape
+        assert made[name].device.type == "meta"
 
 
 def model(path, nodes, initializers=(), outputs=("y",)):
