@@ -11,7 +11,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BundleError
 
 
-def model_shape(bundle: str | os.PathLike[str]) -> ModelShape:
+def model_shape(bundle: Bundle | str | os.PathLike[str]) -> ModelShape:
     """Return the shape of a bundle's transformer, named after its checkpoint.
 
     The graph is read without its weights. The manifest does not say how wide the feed-forward layers are, nor the
@@ -19,7 +19,7 @@ def model_shape(bundle: str | os.PathLike[str]) -> ModelShape:
 
     Raises: BundleError if the bundle is missing or damaged, or its denoiser has no such layers.
     """
-    opened = Bundle.open(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     model, file = opened.manifest.model, opened.graph_path("denoiser")
     graph = onnx.load(file, load_external_data=False).graph
     name = str(opened.manifest.provenance.get("checkpoint", "")) or opened.path.name.removesuffix(".bundle")
