@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from framert.kernels.checks import check_quantize
 from framert.kernels.dispatch import Impl, use_triton
 from framert.kernels.quantize_rows import reference
 from framert.kernels.quantize_rows.reference import DTYPE, Kind
@@ -21,7 +22,7 @@ def quantize_rows(x: Tensor, kind: Kind, *, impl: Impl = "auto") -> tuple[Tensor
         impl: "auto" is triton for CUDA tensors and the reference elsewhere.
     Returns: q (rows, width) int8 or float8_e4m3fn, contiguous; scale (rows,) fp32 (fp64 for fp64).
     Raises: ShapeError for a wrong shape, dtype or layout; ConfigError for an unknown kind; BackendError if ``impl``
-        cannot run here.
+        cannot run here, or the device has no float8.
     """
     if kind not in DTYPE:
         raise ConfigError(f"quantize_rows: kind is {kind!r}; choose one of {', '.join(DTYPE)}")
@@ -34,6 +35,7 @@ def quantize_rows(x: Tensor, kind: Kind, *, impl: Impl = "auto") -> tuple[Tensor
             f"quantize_rows: x is {x.dtype} with strides {x.stride()}; triton takes fp16, bf16 or fp32, "
             "last axis contiguous"
         )
+    check_quantize("quantize_rows", kind, x)
     from framert.kernels.quantize_rows import kernel
 
     q = torch.empty(x.shape, dtype=DTYPE[kind], device=x.device)

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from framert.kernels.checks import FP8_CAPABILITY
 from framert.kernels.dispatch import use_triton
 from framert.kernels.scaled_matmul import reference, vendor
 from framert.runtime.errors import BackendError, ConfigError, ShapeError
@@ -51,7 +52,11 @@ def scaled_matmul(
         raise BackendError(f"scaled_matmul: unknown impl {impl!r}; choose one of auto, triton, torch, reference")
     if not use_triton(impl, a, "scaled_matmul"):
         return reference.scaled_matmul(a, b, a_scale, b_scale, out_dtype=out_dtype, bias=bias)
-    if a.is_cuda and a.dtype == torch.float8_e4m3fn and (device := torch.cuda.get_device_capability(a.device)) < (8, 9):
+    if (
+        a.is_cuda
+        and a.dtype == torch.float8_e4m3fn
+        and (device := torch.cuda.get_device_capability(a.device)) < FP8_CAPABILITY
+    ):
         raise BackendError(
             f"scaled_matmul: fp8 needs compute capability 8.9 or newer, this device has {device}; use int8"
         )
