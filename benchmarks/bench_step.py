@@ -1,4 +1,4 @@
-"""One denoiser step on the CPU: framert's bundle beside the published algorithm in PyTorch, in one run.
+"""One denoiser step on the CPU: framert on its CPU backends beside the published algorithm in PyTorch, in one run.
 
     python benchmarks/bench_step.py [--rounds 15] [--threads 2] [--dry-run]
 
@@ -25,8 +25,8 @@ from torch import Tensor
 
 import framert
 from framert.export.pipeline import export
-from framert.runtime import patches, tables
-from framert.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from framert.runtime import backends, doctor, patches, tables
+from framert.runtime.backends.base import Backend
 from framert.runtime.bench.alternate import alternate, rate_ratios
 from framert.runtime.bench.rows import Environment, Row
 from framert.runtime.bundle import Bundle
@@ -38,8 +38,17 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 SEED = 20241118
 NOISE_LEVELS = np.linspace(1000, 20, 50, dtype=np.float32)  # 50 steps; their times do not depend on the values
 STEP = 25  # the step that is timed
+EXACT = ("framert", "openvino-fp32")  # sides of ours that must be the baseline
 TOLERANCE = 1e-4  # relative L2 between framert and the baseline that computes the same thing
 MORE = ("eager-bf16", "compiled", "hoisted-compiled", "hoisted-compiled-bf16")  # sides that --short leaves out
+# framert's other sides: name -> the denoiser's precision in the bundle, the backend, its precision option
+OURS: Mapping[str, tuple[str, str, str | None]] = {
+    "openvino-fp32": ("fp32", "openvino", "fp32"),
+    "openvino-bf16": ("fp32", "openvino", "bf16"),
+    "onnxruntime-int8": ("int8", "onnxruntime", None),
+    "openvino-int8": ("int8", "openvino", "fp32"),
+    "openvino-int8+bf16": ("int8", "openvino", "bf16"),
+}
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
@@ -153,12 +162,11 @@ class Member:
 
 
 class FramertStep:
-    """The bundle's step on ONNX Runtime; text keys, values and modulation rows are made once, before the first step."""
+    """A bundle's step on a backend; text keys, values and modulation rows are made once, before the first step."""
 
-    def __init__(self, path: Path, case: Case, inputs: Inputs, threads: int) -> None:
-        bundle = Bundle.open(path)
+    def __init__(self, bundle: Bundle, backend: Backend, case: Case, inputs: Inputs) -> None:
         self.inputs = inputs
-        self.backend = OnnxRuntimeBackend(bundle, threads=threads)
+        self.backend = backend
         self._denoiser = self.backend.denoiser()
         rows = len(NOISE_LEVELS)
         self._denoiser.reserve(text=2 * case.text, rows=2 * rows)
@@ -215,21 +223,35 @@ def published(case: Case, weights: Mapping[str, Tensor], inputs: Inputs, kind: s
     return lambda: step(inputs.latents, inputs.levels, inputs.delta)
 
 
+def our_sides(names: list[str], bundles: Mapping[str, Bundle], threads: int) -> dict[str, tuple[Bundle, Backend]]:
+    """Return bundle and backend of each named side that this machine has; "framert" first."""
+    able = doctor.examine().backends
+    sides = {"framert": ("fp32", "onnxruntime", None)} | {name: OURS[name] for name in names}
+    return {
+        name: (bundles[made], backends.create(backend, bundles[made], threads=threads, precision=precision))
+        for name, (made, backend, precision) in sides.items()
+        if made in bundles and able[backend].usable and precision in (None, *able[backend].precisions)
+    }
+
+
 def velocity_errors(
-    ours: FramertStep, theirs: Mapping[str, Callable[[], tuple[Tensor, ...]]], inputs: Inputs
+    ours: Mapping[str, FramertStep], theirs: Mapping[str, Callable[[], tuple[Tensor, ...]]], inputs: Inputs
 ) -> dict[str, float]:
     """Return each side's relative L2 distance to the eager softcap baseline's velocity.
 
-    Raises: CheckFailedError if framert's velocity or next latents are not the baseline's.
+    Raises: CheckFailedError if the velocity or next latents of an fp32 side of ours are not the baseline's.
     """
     expected_latents, expected = theirs["eager"]()
-    latents, velocity = (ours.frames(tokens) for tokens in ours())
-    errors = {"framert": _relative(velocity, expected)}
-    moved = _relative(latents - inputs.latents, expected_latents - inputs.latents)
-    if not (errors["framert"] <= TOLERANCE and moved <= 10 * TOLERANCE):  # a difference of near-equal fp32 numbers
-        raise CheckFailedError(
-            f"framert is {errors['framert']:.2g} (its step {moved:.2g}) from eager; {TOLERANCE} allowed"
-        )
+    errors: dict[str, float] = {}
+    for name, side in ours.items():
+        latents, velocity = (side.frames(tokens) for tokens in side())
+        errors[name] = _relative(velocity, expected)
+        moved = _relative(latents - inputs.latents, expected_latents - inputs.latents)
+        exact = name in EXACT
+        if exact and not (errors[name] <= TOLERANCE and moved <= 10 * TOLERANCE):  # a difference of near-equal numbers
+            raise CheckFailedError(
+                f"{name} is {errors[name]:.2g} (its step {moved:.2g}) from eager; {TOLERANCE} allowed"
+            )
     return errors | {name: _relative(step()[1], expected) for name, step in theirs.items() if name != "eager"}
 
 
@@ -238,32 +260,53 @@ def _relative(actual: Tensor, expected: Tensor) -> float:
 
 
 def measure(
-    case: Case, kinds: list[str], environment: Environment, rounds: int, log: Callable[[str], None]
+    case: Case,
+    kinds: list[str],
+    environment: Environment,
+    rounds: int,
+    log: Callable[[str], None],
+    names: list[str] | None = None,
 ) -> list[Row]:
-    """Export a random model of ``case``, check all sides against each other, time them and return the rows."""
+    """Export a random model of ``case``, check all sides against each other, time them and return the rows.
+
+    Args:
+        kinds: sides of the published algorithm, see ``published``; "eager" among them.
+        names: sides of ours beside ONNX Runtime in fp32; None for all of ``OURS`` that this machine has.
+    """
     weights, inputs = random_weights(case), Inputs.random(case)
+    wanted = list(OURS) if names is None else names
     with tempfile.TemporaryDirectory() as folder:
-        log(f"exporting a random model: {case}")
         write_checkpoint(case, weights, Path(folder) / "checkpoint")
-        export(Path(folder) / "checkpoint", Path(folder) / "step.bundle", progress=False)
+        bundles: dict[str, Bundle] = {}
+        for precision in dict.fromkeys(["fp32", *(OURS[name][0] for name in wanted)]):
+            log(f"exporting a random model in {precision}: {case}")
+            output = Path(folder) / f"{precision}.bundle"
+            chosen = {"denoiser": precision}
+            side = 16 * case.side  # pixels; the golden autoencoder has 8 to a latent, and tokens have 2
+            export(Path(folder) / "checkpoint", output, precision=chosen, native_side=side, progress=False)
+            bundles[precision] = Bundle.open(output, check_files=False)
         shutil.rmtree(Path(folder) / "checkpoint")
-        ours = FramertStep(Path(folder) / "step.bundle", case, inputs, environment.threads)
+        made = our_sides(wanted, bundles, environment.threads)
+        for name in set(wanted) - set(made):
+            log(f"  left out, as this machine has no such backend or precision: {name}")
+        ours = {name: FramertStep(bundle, backend, case, inputs) for name, (bundle, backend) in made.items()}
         theirs = {kind: published(case, weights, inputs, kind) for kind in kinds}
         log("checking that all sides compute the same velocity")
         errors = velocity_errors(ours, theirs, inputs)
         for name, error in errors.items():
             log(f"  {name}: {error:.2g} from eager")
-        seconds = alternate(
-            {"framert": ours, **theirs}, rounds=rounds, on_round=lambda done: log(f"round {done} of {rounds}")
-        )
-        once = alternate({"framert": lambda: [ours.condition(t) for t in (inputs.negative, inputs.prompt)]}, rounds=5)
+        seconds = alternate({**ours, **theirs}, rounds=rounds, on_round=lambda done: log(f"round {done} of {rounds}"))
+        condition = ours["framert"].condition
+        once = alternate({"framert": lambda: [condition(t) for t in (inputs.negative, inputs.prompt)]}, rounds=5)
 
     def row(impl: str, metric: str, unit: str, samples: list[float]) -> Row:
         return environment.row(bench=BENCH, impl=impl, case=str(case), metric=metric, unit=unit, samples=samples)
 
+    pairs = [("framert", name) for name in theirs]
+    pairs += [(name, kind) for name in ours if name != "framert" for kind in ("eager", "eager-bf16") if kind in theirs]
     return [
         *(row(name, "step", "s", samples) for name, samples in seconds.items()),
-        *(row(f"framert/{name}", "rate_ratio", "x", rate_ratios(seconds, "framert", name)) for name in theirs),
+        *(row(f"{a}/{b}", "rate_ratio", "x", rate_ratios(seconds, a, b)) for a, b in pairs),
         *(row(name, "velocity_error", "relative L2", [error]) for name, error in errors.items()),
         row("framert", "conditioner_two_prompts_50_levels", "s", once["framert"]),
     ]
@@ -274,7 +317,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each side (default 15)")
     parser.add_argument("--threads", type=int, default=2, help="threads of every side (default 2)")
     parser.add_argument("--heads", type=int, default=8, help="heads, four on each key-value head (default 8)")
-    parser.add_argument("--short", action="store_true", help="leave out the bf16 and compiled sides")
+    parser.add_argument("--short", action="store_true", help="leave out all but fp32 in ONNX Runtime and eager PyTorch")
     parser.add_argument("--dry-run", action="store_true", help="print the figures, write no rows")
     options = parser.parse_args()
     if not Path(framert.__file__).resolve().is_relative_to(ROOT):
@@ -291,7 +334,7 @@ def main() -> int:
         log(f"warning: the load average is {load:.1f}; other programs are running, and the times will be theirs too")
     try:
         environment = Environment.capture(ROOT, threads=options.threads, record=not options.dry_run)
-        rows = measure(case, kinds, environment, options.rounds, log)
+        rows = measure(case, kinds, environment, options.rounds, log, names=[] if options.short else None)
         for row in rows:
             print(f"{row.impl:24} {row.metric:36} {row.p50:10.4g} {row.unit:12} ({row.p20:.4g} to {row.p80:.4g})")
         if not options.dry_run:

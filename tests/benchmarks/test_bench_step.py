@@ -8,11 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
 pytest.importorskip("diffusers")
 
 from framert.runtime.bench.rows import Environment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = ["openvino-fp32"]
 TINY = {"depth": 2, "width": 96, "heads": 4, "kv_heads": 1, "frames": 2, "side": 4, "text": 5, "text_width": 24}
 
 
@@ -27,13 +29,14 @@ def test_sides_agree_and_rows_are_complete(bench: ModuleType, monkeypatch: pytes
     environment = Environment.capture(ROOT, threads=1, record=False)
     kinds = ["eager", "eager-sdpa", "eager-bf16", "hoisted-compiled"]
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # takes a minute
-    rows = bench.measure(bench.Case(**TINY), kinds, environment, 2, lambda line: None)
+    rows = bench.measure(bench.Case(**TINY), kinds, environment, 2, lambda line: None, names=OURS)
     steps = [row.impl for row in rows if row.metric == "step"]
     ratios = [row.impl for row in rows if row.metric == "rate_ratio"]
     errors = {row.impl: row.p50 for row in rows if row.metric == "velocity_error"}
-    assert steps == ["framert", *kinds]
-    assert ratios == [f"framert/{kind}" for kind in kinds]
-    assert errors["framert"] < 1e-5 < errors["eager-sdpa"]
+    assert steps == ["framert", *OURS, *kinds]
+    ours = [f"{name}/{kind}" for name in OURS for kind in ("eager", "eager-bf16")]
+    assert ratios == [*(f"framert/{kind}" for kind in kinds), *ours]
+    assert max(errors["framert"], errors["openvino-fp32"]) < 1e-5 < errors["eager-sdpa"]
     assert errors["hoisted-compiled"] < 1e-5
     assert 1e-4 < errors["eager-bf16"] < 0.1
     assert all(row.n == 2 and row.p20 > 0 for row in rows if row.metric in {"step", "rate_ratio"})
@@ -51,4 +54,4 @@ def test_sides_that_disagree_are_not_timed(bench: ModuleType) -> None:
 
     eager = lambda: (inputs.latents + 1, torch.ones_like(inputs.latents) * 1.001)  # noqa: E731
     with pytest.raises(bench.CheckFailedError, match="from eager"):
-        bench.velocity_errors(Wrong(), {"eager": eager}, inputs)
+        bench.velocity_errors({"framert": Wrong()}, {"eager": eager}, inputs)
