@@ -87,7 +87,7 @@ def build(
         output: the new bundle's folder; it appears whole or not at all.
         targets: compute capabilities such as "sm_89"; several only with TensorRT-RTX, one engine then serves all.
         backend: "tensorrt" or "tensorrt-rtx".
-        precision: "fp16" or "bf16" casts graphs that are in fp32; None leaves all as they are.
+        precision: "fp16" or "bf16" casts what graphs have in fp32; None leaves all as they are.
         capacity: largest sizes; None is ``Capacity()``.
         options: None is ``Options()``.
         force: replace a bundle that stands at ``output``.
@@ -99,17 +99,15 @@ def build(
     capacity, options = capacity or Capacity(), options or Options()
     targets = parse_targets(targets)
     opened = _onnx_bundle(bundle)
-    precisions = {name: _precision(name, graph, precision) for name, graph in opened.manifest.graphs.items()}
-    for name, word in precisions.items():
-        check_precision(name, word, targets)
+    _check_precisions(opened.manifest, precision, targets)
     api = load(backend)
     api.check_targets(targets)
     plugin = options.attention == "plugin"
     table = profiles.plan_profiles(opened.manifest, capacity, plugin=plugin)
     free = memory.available()
     for name in table:
-        memory.check(name, _weight_bytes(opened, name, precisions[name]), free)
-    launches = compile_kernels(opened, precisions["denoiser"], targets) if plugin else []
+        memory.check(name, _weight_bytes(opened, name, precision), free)
+    launches = _launches(opened, precision, targets) if plugin else []
     api.log.verbosity, api.log.say = options.verbosity, say
     done: list[Built] = []
     with new_bundle(output, force=force) as folder, registered(api, launches):
@@ -117,7 +115,7 @@ def build(
         for name in (bar := tqdm(table, unit="graph", disable=not progress)):
             bar.set_description(name)
             with tempfile.TemporaryDirectory(dir=folder) as work:
-                model = prepare(opened, name, precisions[name], Path(work), plugin=plugin)
+                model = prepare(opened, name, precision, Path(work), plugin=plugin)
                 graphs[name], built = _build_graph(api, model, table[name], targets, options, launches, folder)
             done.append(built)
         shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
@@ -133,25 +131,35 @@ def _onnx_bundle(path: str | os.PathLike[str]) -> Bundle:
     return opened
 
 
-def _precision(name: str, graph: Graph, asked: str | None) -> str:
-    """Return what a graph is built in. Raises: ConfigError if it cannot be cast to what is asked for."""
-    own = next((word for word, name in WORDS.items() if name == graph.precision), graph.precision)
-    if asked is None or asked == own:
-        return own
-    if asked not in HALVES:
+def _precision(graph: Graph) -> str:
+    return next((word for word, name in WORDS.items() if name == graph.precision), graph.precision)
+
+
+def _check_precisions(manifest: Manifest, half: str | None, targets: Sequence[str]) -> None:
+    """Raises: ConfigError if a graph cannot be cast to what is asked for, or a target has not its precision."""
+    if half is not None and half not in HALVES:
         raise ConfigError(
-            f"precision is {asked!r}; build casts fp32 graphs to {' or '.join(HALVES)}, and "
-            f"framert export --precision makes the others"
+            f"precision is {half!r}; build casts fp32 to {' or '.join(HALVES)}, and framert export --precision makes "
+            "the others"
         )
-    if own != "fp32":
-        raise ConfigError(f"{name} is in {own} already, and only fp32 graphs are cast; leave --precision out")
-    return asked
+    for name, graph in manifest.graphs.items():
+        own = _precision(graph)
+        if half is not None and own in HALVES and own != half:
+            raise ConfigError(f"{name} is in {own} already, not in fp32; leave --precision out, or give {own}")
+        check_precision(name, own, targets)
+        if half is not None:
+            check_precision(name, half, targets)
 
 
-def _weight_bytes(bundle: Bundle, name: str, precision: str) -> int:
+def _launches(bundle: Bundle, half: str | None, targets: Sequence[str]) -> list[Launch]:
+    own = _precision(bundle.manifest.graphs["denoiser"])
+    return compile_kernels(bundle, half or (own if own in HALVES else "fp32"), targets)
+
+
+def _weight_bytes(bundle: Bundle, name: str, half: str | None) -> int:
     graph = bundle.manifest.graphs[name]
     stored = sum(bundle.manifest.files[file].size for file in graph.files)
-    return stored // 2 if WORDS[precision] != graph.precision else stored
+    return stored // 2 if half is not None and _precision(graph) == "fp32" else stored
 
 
 def _build_graph(

@@ -1,6 +1,7 @@
 """fp32 graph -> half precision graph, by the rule of automatic mixed precision: products in half, what reduces in fp32.
 
 Products (matrix, convolution, attention) read and write half. Norms, softmax and what is exponentiated stay in fp32.
+Quantized values are dequantized to half: TensorRT keeps 4-bit weights packed only where their products are in half.
 Everything between takes its type from its inputs, fp32 if they differ. So weights and products take half the room while
 sums over many layers keep their digits, and no type is ever mixed within an operator, which TensorRT refuses.
 The graph's inputs and outputs keep their types.
@@ -17,14 +18,14 @@ from framert.export.weights import Array, Weight
 from framert.runtime.errors import ConfigError
 
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "FrameAttention"}
+PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "FrameAttention", "DequantizeLinear"}
 EXACT = {
     "RMSNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "Softmax", "LogSoftmax",
     "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Sin", "Cos", "ReduceMean", "ReduceSum", "CumSum", "Range", "Cast",
     "ConstantOfShape", "Constant",
 }  # fmt: skip
 # Operators of whose inputs only some are values; the others keep their types. FrameAttention's gate is always fp32.
-VALUES = {"Resize": (0,), "FrameAttention": (0, 1, 2, 5, 6)}
+VALUES = {"Resize": (0,), "DequantizeLinear": (1,), "FrameAttention": (0, 1, 2, 5, 6)}
 FLOAT = ir.DataType.FLOAT
 
 
@@ -74,6 +75,9 @@ class _Cast:
         for index, value in enumerate(self.graph.outputs):
             if value.dtype is self.half:
                 self.graph.outputs[index] = self._output(value)
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del self.graph.initializers[name]
         return self.result
 
     def _type(self, node: ir.Node, places: list[int]) -> ir.DataType:

@@ -16,11 +16,11 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 
 
-def compile_kernels(bundle: Bundle, precision: str, targets: Sequence[str]) -> list[Launch]:
+def compile_kernels(bundle: Bundle, dtype: str, targets: Sequence[str]) -> list[Launch]:
     """Return the attention kernel of a bundle's denoiser for each target.
 
     Args:
-        precision: of the denoiser; where it is neither "fp16" nor "bf16", attention reads fp32.
+        dtype: what attention reads and writes: "fp16", "bf16" or "fp32".
     Raises: ConfigError for a target without kernels; BackendError where Triton cannot compile.
     """
     from framert.kernels.aot.compiler import check_environment, compile_kernel, compiling
@@ -32,16 +32,16 @@ def compile_kernels(bundle: Bundle, precision: str, targets: Sequence[str]) -> l
     from framert.kernels.frame_attention.tiles import choose
 
     shape = model_shape(bundle.path)
-    dtype: Literal["fp16", "bf16", "fp32"] = (
-        "fp16" if precision == "fp16" else "bf16" if precision == "bf16" else "fp32"
-    )
+    kinds: dict[str, Literal["fp16", "bf16", "fp32"]] = {"fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}
     launches = []
     with compiling():
         for target in found:
             # One size of tile for everything: no bit then depends on what a sequence is packed with.
-            queries = choose(shape.head_dim, dtype, target.capability).queries
+            queries = choose(shape.head_dim, kinds[dtype], target.capability).queries
             (chosen,) = (
-                one for one in specializations(shape, dtype, target.capability) if one.constants["TILE"] == queries
+                one
+                for one in specializations(shape, kinds[dtype], target.capability)
+                if one.constants["TILE"] == queries
             )
             launches.append(Launch.of(compile_kernel(chosen, target, op="frame_attention", model=shape.name)))
     return launches

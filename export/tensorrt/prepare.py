@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -11,7 +12,7 @@ from framert.export.precision import WORDS
 from framert.export.tensorrt.body import WINDOWS, swap
 from framert.export.tensorrt.half import cast
 from framert.export.tensorrt.plugin import strip_functions
-from framert.export.weights import Array, Weight, write_model
+from framert.export.weights import STORED, Array, Weight, write_model
 from framert.runtime.bundle import Bundle
 from framert.runtime.manifest import Graph, TensorSpec
 
@@ -31,18 +32,20 @@ class Prepared:
     graph: Graph
 
 
-def prepare(bundle: Bundle, name: str, precision: str, work: Path, *, plugin: bool = False) -> Prepared:
-    """Return a graph in a precision, its own or one that half.cast makes.
+def prepare(bundle: Bundle, name: str, half: str | None, work: Path, *, plugin: bool = False) -> Prepared:
+    """Return a graph as it is, or with what it has in fp32 cast.
 
     Args:
+        half: None, "fp16" or "bf16".
         work: takes the files of a cast graph.
         plugin: leave FrameAttention to a plugin, and to nothing else.
     """
     graph, model = bundle.manifest.graphs[name], bundle.manifest.model
     file = bundle.graph_path(name)
-    if WORDS[precision] != graph.precision:
-        file = _cast(file, precision, work, name)
-        graph = replace(graph, precision=WORDS[precision])
+    if half is not None and graph.precision != WORDS[half]:
+        file = _cast(file, half, work, name)
+        if graph.precision == WORDS["fp32"]:  # a quantized graph keeps its name
+            graph = replace(graph, precision=WORDS[half])
     proto = onnx.load(file, load_external_data=False)
     if plugin and strip_functions(proto):
         return Prepared(name, file, proto.SerializeToString(), graph)
@@ -52,8 +55,8 @@ def prepare(bundle: Bundle, name: str, precision: str, work: Path, *, plugin: bo
     return Prepared(name, file, proto.SerializeToString(), replace(graph, inputs={**graph.inputs, **windows}))
 
 
-def _cast(file: Path, precision: str, work: Path, name: str) -> Path:
-    """Write a graph in another precision to the folder ``work`` and return its file; one weight is in memory at a time.
+def _cast(file: Path, half: str, work: Path, name: str) -> Path:
+    """Write a graph in half precision to the folder ``work`` and return its file; one weight is in memory at a time.
 
     External weights of the source are mapped and read when they are written.
     """
@@ -61,17 +64,19 @@ def _cast(file: Path, precision: str, work: Path, name: str) -> Path:
     weights: dict[str, Weight] = {}
     for key, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and value.dtype is ir.DataType.FLOAT and tensor.size >= LARGE:
-            weights[key] = Weight(tuple(tensor.shape.numpy()), _reader(tensor))
+        if tensor is not None and tensor.dtype.value in STORED and tensor.size >= LARGE:
+            weights[key] = Weight(tuple(tensor.shape.numpy()), _reader(tensor), tensor.dtype.value)
             value.const_value = None
             del model.graph.initializers[key]
-    made = cast(model, weights, precision)
+    made = cast(model, weights, half)
     (graph, *_) = write_model(model, made, [], work, name)
     return work / graph
 
 
 def _reader(tensor: ir.TensorProtocol) -> Callable[[], Array]:
     def read() -> Array:
-        return tensor.numpy()
+        if tensor.dtype is ir.DataType.FLOAT:
+            return tensor.numpy()
+        return np.frombuffer(tensor.tobytes(), STORED[tensor.dtype.value][0])
 
     return read

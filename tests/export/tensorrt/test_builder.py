@@ -153,8 +153,11 @@ def other_precision(blocks_bundle: Path, tmp_path: Path) -> Path:
     ("more", "message"),
     [
         ({"targets": ["sm_86"]}, "denoiser is in fp8, which sm_86 does not have; it has fp32, fp16, bf16, int8, int4"),
-        ({"precision": "fp16"}, "denoiser is in fp8 already, and only fp32 graphs are cast; leave --precision out"),
-        ({"precision": "int8"}, "precision is 'int8'; build casts fp32 graphs to fp16 or bf16, and framert export"),
+        ({"precision": "fp16", "targets": ["sm_86"]}, "denoiser is in fp8, which sm_86 does not have"),
+        (
+            {"precision": "int8"},
+            "precision is 'int8'; build casts fp32 to fp16 or bf16, and framert export",
+        ),
     ],
     ids=str,
 )
@@ -162,6 +165,15 @@ def test_precisions_that_are_refused(other_precision: Path, tmp_path: Path, more
     with pytest.raises(ConfigError, match=re.escape(message)):
         rtx_build(other_precision, tmp_path / "b", **more)
     assert not (tmp_path / "b").exists()
+
+
+def test_one_half_is_not_cast_to_the_other(blocks_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(blocks_bundle, tmp_path / "copy"))
+    manifest = Bundle.open(copy).manifest
+    graphs = {name: replace(graph, precision="bfloat16") for name, graph in manifest.graphs.items()}
+    write_manifest(copy, replace(manifest, graphs=graphs))
+    with pytest.raises(ConfigError, match=r"text_encoder is in bf16 already, not in fp32; leave --precision out, or"):
+        rtx_build(copy, tmp_path / "b", precision="fp16")
 
 
 @pytest.mark.parametrize(

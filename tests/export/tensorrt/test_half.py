@@ -96,6 +96,35 @@ def test_results_move_by_a_rounding(tmp_path: Path, open_session: Callable[[byte
         assert 0 < error <= 4 * 2**-11
 
 
+def test_quantized_weights_are_dequantized_to_half(tmp_path: Path) -> None:
+    """The packed weight stays as it is, its scale and its product become half."""
+    int4 = onnx.TensorProto.INT4
+    nodes = [
+        helper.make_node("DequantizeLinear", ["packed", "scale"], ["w"], axis=0, block_size=4),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    ends = [[helper.make_tensor_value_info(name, FLOAT, ["n", 8])] for name in ("x", "y")]
+    packed = helper.make_tensor("packed", int4, [8, 8], np.arange(32, dtype=np.uint8).tobytes(), raw=True)
+    scale = numpy_helper.from_array(np.full((2, 8), 0.5, np.float32), "scale")
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", *ends, [packed, scale]),
+        opset_imports=[helper.make_opsetid("", 23)],
+        ir_version=11,
+    )
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    model.graph.initializers.pop("packed").const_value = None
+    weights = {"packed": Weight((8, 8), lambda: np.arange(32, dtype=np.uint8), int4)}
+    write_model(model, cast(model, weights, "fp16"), [], tmp_path, "g")
+    made = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "g.onnx"), strict_mode=True)
+    onnx.checker.check_model(made, full_check=True)
+    kinds = {info.name: info.type.tensor_type.elem_type for info in made.graph.value_info}
+    kinds |= {tensor.name: tensor.data_type for tensor in made.graph.initializer}
+    assert (kinds["packed"], kinds["w"]) == (int4, onnx.TensorProto.FLOAT16)
+    assert "scale" not in kinds
+    (found,) = [tensor for tensor in made.graph.initializer if tensor.name == "packed"]
+    assert found.raw_data == packed.raw_data
+
+
 def test_other_precisions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="precision is 'fp8'; choose one of fp16, bf16"):
         graph(tmp_path, "fp8")

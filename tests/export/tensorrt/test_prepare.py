@@ -48,7 +48,7 @@ def test_a_prepared_graph_gives_what_the_bundles_own_gives(
     tmp_path: Path,
 ) -> None:
     bundle = Bundle.open(blocks_bundle)
-    model = prepare(bundle, name, precision, tmp_path)
+    model = prepare(bundle, name, None if precision == "fp32" else precision, tmp_path)
     assert model.graph.precision == {"fp32": "float32", "fp16": "float16"}[precision]
     assert (model.content is None) == (name != "denoiser")
     outputs = list(model.graph.outputs)
