@@ -130,7 +130,10 @@ def compile_kernel(specialization: Specialization, target: Target, *, op: str = 
     if metadata.global_scratch_size or getattr(metadata, "profile_scratch_size", 0):
         raise BackendError(f"{what} needs scratch memory ({metadata.global_scratch_size} bytes); there is none")
     arguments = tuple((name, kind) for name, kind in specialization.signature.items() if kind != "constexpr")
-    text = ptx_text.without_hidden(kernel.asm["ptx"], len(arguments))
+    try:
+        text = ptx_text.without_hidden(kernel.asm["ptx"], len(arguments))
+    except ValueError as error:
+        raise BackendError(f"{what}: {error}; this Triton calls kernels in a way that framert does not know") from error
     entry = ptx_text.entry(text)
     ptxas = _ptxas(CUDA_12 if target.ptx_version < 90 else CUDA_13)
     cubin, registers, spills = assemble(text, entry.architecture, ptxas, what)
