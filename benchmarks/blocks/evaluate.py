@@ -30,6 +30,7 @@ import framert
 from framert.runtime.bench.measure import identity
 from framert.runtime.bench.rows import Environment
 from framert.runtime.bundle import Bundle
+from framert.runtime.checkpoints import is_checkpoint
 
 __all__ = ["TASKS", "cameras_of", "case_of", "picture_of"]  # gallery.py takes them from here
 
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("bundle", type=Path, nargs="?", help="a bundle, or a checkpoint, which is exported first")
     made.add_argument("--backend", default="onnxruntime")
-    made.add_argument("--precision", help="what the backend computes in, where it has a choice")
+    made.add_argument("--precision", help="of a bundle: what the backend computes in; of a checkpoint: for its export")
     made.add_argument("--against", type=Path, help="a bundle to compare with (ONNX Runtime), or the --json of its run")
     made.add_argument(
         "--compare", type=Path, nargs="+", metavar="FILE", help="--json files: the reference, then others"
@@ -99,7 +100,7 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
 
     Raises: FramertError for a bundle that cannot be opened or run; ValueError for a file that holds no evaluation.
     """
-    bundle = _exported(given.bundle, folder / "bundle")
+    bundle = _exported(given.bundle, folder / "bundle", given.precision)
     manifest = Bundle.open(bundle).manifest
     stored = Measured.read(given.against) if given.against and given.against.suffix == ".json" else None
     reference = _exported(given.against, folder / "reference") if given.against and stored is None else None
@@ -112,7 +113,11 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
         side=given.size or manifest.native_side,
     )
     sides = Sides(
-        bundle=bundle, backend=given.backend, precision=given.precision, threads=given.threads, reference=reference
+        bundle=bundle,
+        backend=given.backend,
+        precision=given.precision if bundle == given.bundle else None,
+        threads=given.threads,
+        reference=reference,
     )
     whose = [{"impl": pipe.side, "model": identity(pipe.manifest)} for pipe in sides.open()]
     scores = run_scenes(sides, run, given.jobs)
@@ -120,13 +125,13 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
     return measured[0], measured[1] if len(measured) > 1 else stored
 
 
-def _exported(path: Path, target: Path) -> Path:
+def _exported(path: Path, target: Path, precision: str | None = None) -> Path:
     """Return the bundle at ``path``, or the one that is made at ``target`` of a checkpoint there."""
-    if not (path / "model_index.json").is_file():
+    if not is_checkpoint(path):
         return path
     from framert.export.pipeline import export
 
-    return export(path, target)
+    return export(path, target, precision=precision or "fp32")
 
 
 def main() -> int:

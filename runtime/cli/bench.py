@@ -113,14 +113,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return rows as lines under the name of their case."""
-    lines, case = [], ""
+    """Return rows as lines under the name of their case, and first whose they are."""
+    first = rows[0]
+    whose = first.case.rpartition("; ")[2]
+    lines, case = [f"{first.impl} of {whose}, {first.threads} threads of {first.device}"], ""
     for row in rows:
         if row.case != case:
-            lines.append(f"{row.case}")
+            lines.append(row.case.removesuffix(f"; {whose}"))
             case = row.case
         spread = f"p20 {row.p20:.4g}, p80 {row.p80:.4g}, p99 {row.p99:.4g}, n {row.n}" if row.n > 1 else ""
-        ratio = f" ({row.impl})" if "/" in row.impl else ""
+        ratio = " packed/alone" if "/" in row.impl else ""
         lines.append(f"  {row.metric + ratio:24} {row.p50:10.4g} {row.unit:12} {spread}".rstrip())
     return "\n".join(lines)
 
