@@ -20,7 +20,7 @@ from torch.nn import functional
 SOFTCAP = 30.0
 TEXT_TOKENS = 300  # prompts are padded to this length
 
-SelfAttention = Literal["softcap", "sdpa"]
+SelfAttention = Literal["softcap", "sdpa", "flash"]
 
 
 class RMSNorm(nn.Module):
@@ -79,6 +79,10 @@ class Attention(nn.Module):
         if self.attention == "softcap":
             logits = SOFTCAP * torch.tanh(q @ k.transpose(-1, -2) * (self.head_dim**-0.5 / SOFTCAP))
             out = torch.softmax(logits, dim=-1) @ v
+        elif self.attention == "flash":
+            from flash_attn import flash_attn_func
+
+            out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), softcap=SOFTCAP).transpose(1, 2)
         else:
             out = functional.scaled_dot_product_attention(q, k, v)
         text_k = self.ky_norm(self.wk_y(text)).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
@@ -202,7 +206,10 @@ def build(
     attention: SelfAttention = "softcap",
     dtype: torch.dtype = torch.float32,
 ) -> PublishedNextDiT:
-    """Return the model with a checkpoint's tensors; ``attention="sdpa"`` leaves the softcap out, which flatters it.
+    """Return the model with a checkpoint's tensors.
+
+    "softcap" writes attention out, "flash" is flash-attn's (a GPU, half precision), and "sdpa" leaves the softcap out,
+    which flatters it.
 
     Args:
         config: transformer/config.json of the published layout.

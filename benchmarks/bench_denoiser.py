@@ -4,10 +4,11 @@
     python benchmarks/bench_denoiser.py --device cpu --tiny  # every path without a GPU, no rows
 
 Published configuration (2.8 B parameters), random weights, guidance on. Baselines in the same run: the published
-algorithm eager in bf16 with softcap in plain operators, and with torch's fused attention without softcap (as fast as it
-can be, and another model); the same with compiled layers; and the hoisted one compiled for one shape, also without
-softcap. Then: where a step's time goes against what each operator could reach, different requests packed against one
-after another, host time per step, and condition frames whose keys and values are kept for 2 and 4 steps.
+algorithm eager in bf16 with softcap in plain operators, with flash-attn's softcap where that is installed, and with
+torch's fused attention without softcap (as fast as it can be, and another model); the last with compiled layers; and
+the hoisted one compiled for one shape, also without softcap. Then: where a step's time goes against what each operator
+could reach, different requests packed against one after another, host time per step, and condition frames whose keys
+and values are kept for 2 and 4 steps.
 """
 
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from baseline import GuidedStep, PublishedNextDiT
+from baseline import GuidedStep, PublishedNextDiT, SelfAttention
 from device import Bench, Side, run
 from full_size import GUIDANCE, PUBLISHED, TINY, Framert, Inputs, Member, random_model, step_weights, tokens_of
 from hoisted import HoistedStep
@@ -60,10 +61,10 @@ class Setup:
         self._weights.pop(precision, None)
         self.bench.free()
 
-    def eager(self, inputs: Inputs, *, fused: bool, compiled: bool = False) -> Side:
-        """One step of the published algorithm; ``fused`` is torch's attention without softcap."""
+    def eager(self, inputs: Inputs, attention: SelfAttention, *, compiled: bool = False) -> Side:
+        """One step of the published algorithm; "sdpa" is torch's attention without softcap."""
         mask = torch.ones(inputs.text.shape[:2], device=self.bench.device)
-        step = GuidedStep(_attending(self.model, fused, compiled), inputs.text, mask, GUIDANCE, self.dtype)
+        step = GuidedStep(_attending(self.model, attention, compiled), inputs.text, mask, GUIDANCE, self.dtype)
         return lambda: step(inputs.latents, inputs.levels, inputs.delta)
 
     def hoisted(self, member: Member, inputs: Inputs) -> Side:
@@ -75,12 +76,12 @@ class Setup:
         return lambda: step(inputs.latents, inputs.delta)
 
 
-def _attending(model: PublishedNextDiT, fused: bool, compiled: bool) -> Callable[..., torch.Tensor]:
+def _attending(model: PublishedNextDiT, attention: SelfAttention, compiled: bool) -> Callable[..., torch.Tensor]:
     """Return the model, switched to an attention when it is called; layers share their compiled code."""
 
     def call(*arguments: torch.Tensor) -> torch.Tensor:
         for layer in model.layers:
-            layer.attention.attention = "sdpa" if fused else "softcap"
+            layer.attention.attention = attention
         if not compiled:
             return model(*arguments)
         plain = [layer.forward for layer in model.layers]
@@ -126,7 +127,7 @@ def accuracy(setup: Setup, name: str, member: Member) -> None:
         error = float(np.linalg.norm(velocity - expected) / np.linalg.norm(expected))
         bench.add(side, f"{name}; guidance", "velocity_error", "1", [error])
 
-    step = setup.eager(inputs, fused=False)
+    step = setup.eager(inputs, "softcap")
     note("eager", tokens_of(step()[1]))  # type: ignore[index]
     for precision in PRECISIONS:
         makers = {f"framert-{precision}": lambda precision=precision: setup.framert(precision, [member], [inputs])}
@@ -150,10 +151,11 @@ def steps(setup: Setup, name: str, member: Member) -> None:
         f"framert-{precision}": lambda precision=precision: setup.framert(precision, [member], [inputs])
         for precision in PRECISIONS
     }
-    makers["eager"] = lambda: setup.eager(inputs, fused=False)
-    makers["eager-sdpa"] = lambda: setup.eager(inputs, fused=True)
+    makers["eager"] = lambda: setup.eager(inputs, "softcap")
+    makers["eager-flash"] = lambda: setup.eager(inputs, "flash")
+    makers["eager-sdpa"] = lambda: setup.eager(inputs, "sdpa")
     if bench.left() > 2 * COMPILE_SECONDS:
-        makers["compiled-sdpa"] = lambda: setup.eager(inputs, fused=True, compiled=not bench.tiny)
+        makers["compiled-sdpa"] = lambda: setup.eager(inputs, "sdpa", compiled=not bench.tiny)
     if bench.left() > COMPILE_SECONDS:
         makers["hoisted-compiled"] = lambda: setup.hoisted(member, inputs)
     else:
@@ -164,7 +166,7 @@ def steps(setup: Setup, name: str, member: Member) -> None:
         bench.add(side, case, "step", "ms", [1000 * each for each in values])
     for precision in PRECISIONS:
         ours = f"framert-{precision}"
-        for theirs in ("eager", "eager-sdpa", "compiled-sdpa", "hoisted-compiled"):
+        for theirs in ("eager", "eager-flash", "eager-sdpa", "compiled-sdpa", "hoisted-compiled"):
             if ours in seconds and theirs in seconds:
                 ratios = [slow / fast for fast, slow in zip(seconds[ours], seconds[theirs], strict=True)]
                 bench.add(f"{ours}/{theirs}", case, "rate_ratio", "x", ratios)

@@ -27,7 +27,7 @@ from scenes import Run, Sides, run_scenes
 from world import FIRST_TRAINING_SEED
 
 import framert
-from framert.runtime.bench.measure import identity
+from framert.runtime.bench.plan import identity
 from framert.runtime.bench.rows import Environment
 from framert.runtime.bundle import Bundle
 from framert.runtime.checkpoints import is_checkpoint

@@ -1,12 +1,13 @@
 """From values per scene to figures with 95 % intervals, alone and in pairs: bootstrap over scenes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Columns = Mapping[str, Sequence[float]]  # metric -> one value per scene
+Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # of scene numbers, (rows, scenes) -> (rows,)
 
 REPLICATES = 2000
 LIMIT = 0.01  # relative loss on a continuous metric beyond which a precision is not the default
@@ -102,7 +103,7 @@ def _statistic(columns: Columns, metric: str, index: NDArray[np.int64]) -> NDArr
     return np.median(values, axis=1) if metric in MEDIANS else values.mean(axis=1)
 
 
-def _with_interval(statistic, scenes: int) -> Estimate:  # type: ignore[no-untyped-def]
+def _with_interval(statistic: Statistic, scenes: int) -> Estimate:
     drawn = np.random.default_rng(0).integers(0, scenes, (REPLICATES, scenes))
     low, high = np.quantile(statistic(drawn), [0.025, 0.975]).tolist()
     return Estimate(float(statistic(np.arange(scenes)[None])[0]), low, high)

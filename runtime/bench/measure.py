@@ -2,7 +2,6 @@
 each how near the pictures are to a reference's. Every figure becomes a row.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +12,12 @@ from framert.runtime.bench import quality
 from framert.runtime.bench.alternate import alternate, rate_ratios
 from framert.runtime.bench.energy import EnergyMeter
 from framert.runtime.bench.memory import peak_resident, reset_peak
+from framert.runtime.bench.plan import Plan, identity
 from framert.runtime.bench.rows import Environment, Row
 from framert.runtime.bench.trace import Served, Trace, arrivals, serve
-from framert.runtime.bench.workload import Kind, Size, request
+from framert.runtime.bench.workload import Kind, request
 from framert.runtime.engine import Engine
-from framert.runtime.errors import ConfigError
 from framert.runtime.job import prepare
-from framert.runtime.manifest import Manifest
 from framert.runtime.pipeline import Pipeline
 from framert.runtime.request import StepInfo
 from framert.runtime.result import Result
@@ -32,41 +30,6 @@ FIRST, TIMED, PACKED, ALONE = (1_000_000 * part for part in range(1, 5))  # wher
 Opener = Callable[[], Pipeline]
 Say = Callable[[str], None]
 Mode = tuple[str, Kind]  # "alone", "packed" or "trace", and what was asked for
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to measure. together: requests in flight for the throughput. gate: least PSNR in dB, see ``Report``."""
-
-    tasks: Sequence[str]
-    sizes: Sequence[Size]
-    steps: int | None = None
-    rounds: int = 5
-    together: int = 8
-    trace: Trace | None = None
-    gate: float = quality.DEFAULT_GATE
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.together < 1 or not self.tasks or not self.sizes or not self.gate > 0:
-            raise ConfigError(
-                f"give at least one task, size, round and request at once and a gate above 0 dB; got {self.rounds=}, "
-                f"{self.together=}, {self.gate=}".replace("self.", "")
-            )
-
-    @property
-    def kinds(self) -> list[Kind]:
-        """Every task at every size."""
-        return [Kind(task, size, self.steps) for task in self.tasks for size in self.sizes]
-
-    @property
-    def mix(self) -> list[tuple[Kind, float]]:
-        """What the trace asks for, with weights."""
-        return [] if self.trace is None else self.trace.kinds(self.sizes, self.steps, self.kinds)
-
-    @property
-    def all_kinds(self) -> list[Kind]:
-        """The kinds of the call, then those that only the trace has."""
-        return list(dict.fromkeys([*self.kinds, *(kind for kind, _ in self.mix)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +93,6 @@ def measure(
             _trace(run, plan.trace, alone)
     run.add("files", "bundle_size", "MB", [sum(file.size for file in pipe.manifest.files.values()) / 1e6])
     return Report(run.rows, _compare(run, open_reference))
-
-
-def identity(manifest: Manifest) -> str:
-    """Return the checkpoint a bundle was made of, and twelve digits over the sha256 of its files."""
-    files = manifest.provenance.get("files") or {name: spec.sha256 for name, spec in manifest.files.items()}
-    text = "\n".join(f"{name} {digest}" for name, digest in sorted(files.items()))
-    return f"{manifest.provenance.get('checkpoint', 'bundle')} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _start(open_bundle: Opener, plan: Plan, say: Say) -> tuple[Pipeline, dict[str, float]]:

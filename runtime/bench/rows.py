@@ -173,7 +173,7 @@ def latest(rows: Iterable[Row], bench: str) -> list[Row]:
 
 
 def newest(rows: Iterable[Row], bench: str) -> list[Row]:
-    """Return, of ``bench``'s rows, the newest of each impl, case and metric: for benches whose runs measure one side."""
+    """Return, of ``bench``'s rows, the newest of each impl, case and metric: a run may measure one side."""
     found: dict[tuple[str, str, str], Row] = {}
     for row in rows:
         key = (row.impl, row.case, row.metric)

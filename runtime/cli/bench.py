@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from framert.runtime.bench.measure import BENCH, Plan, Report, measure
+from framert.runtime.bench.measure import BENCH, Report, measure
+from framert.runtime.bench.plan import Plan
 from framert.runtime.bench.quality import DEFAULT_GATE
 from framert.runtime.bench.rows import Environment, Row, checkout
 from framert.runtime.bench.trace import FORM, Trace

@@ -75,7 +75,7 @@ def test_the_hoisted_sides_of_the_denoiser_benchmark_are_eagers(scripts: Path) -
         setup = module.Setup(tiny(device, "denoiser"))
         member = module.Member(2, 4, 6)
         inputs = module.Inputs.random(member, setup.config, setup.bench.device)
-        expected = setup.eager(inputs, fused=True)()[1]
+        expected = setup.eager(inputs, "sdpa")()[1]
         actual = setup.hoisted(member, inputs)()[1]
     assert float((actual - expected).norm() / expected.norm()) < 1e-5
 

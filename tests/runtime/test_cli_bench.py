@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from framert.runtime.bench import measure, quality, rows
+from framert.runtime.bench import plan, quality, rows
 from framert.runtime.bundle import Bundle
 from framert.runtime.cli import bench, main
 from framert.runtime.errors import ConfigError
@@ -71,7 +71,7 @@ def test_everything_is_measured(measured):
 
 def test_rows_of_the_measurement_are_complete(measured, golden_bundle):
     _, content, _ = measured
-    identity = measure.identity(Bundle.open(golden_bundle).manifest)
+    identity = plan.identity(Bundle.open(golden_bundle).manifest)
     for row in content["rows"]:
         assert set(row) == set(rows.COLUMNS)
         assert row["bench"] == "serve"
@@ -204,4 +204,4 @@ def test_rows_need_a_repository(call, golden_bundle, tmp_path, monkeypatch):
 
 def test_a_plan_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="at least one task"):
-        measure.Plan(tasks=[], sizes=[(32, 32)])
+        plan.Plan(tasks=[], sizes=[(32, 32)])
