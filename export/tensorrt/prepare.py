@@ -64,10 +64,15 @@ def _cast(file: Path, half: str, work: Path, name: str) -> Path:
     weights: dict[str, Weight] = {}
     for key, value in list(model.graph.initializers.items()):
         tensor = value.const_value
-        if tensor is not None and tensor.dtype.value in STORED and tensor.size >= LARGE:
+        if tensor is None:
+            continue
+        outside = isinstance(tensor, ir.ExternalTensor)
+        if tensor.dtype.value in STORED and (outside or tensor.size >= LARGE):
             weights[key] = Weight(tuple(tensor.shape.numpy()), _reader(tensor), tensor.dtype.value)
             value.const_value = None
             del model.graph.initializers[key]
+        elif outside:  # its place is in the source's file, and the new graph has another
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=key)
     made = cast(model, weights, half)
     (graph, *_) = write_model(model, made, [], work, name)
     return work / graph

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from framert.export import cases
+from framert.export import cases, weights
 from framert.export.tensorrt.prepare import prepare
 from framert.runtime.bundle import GRAPHS, Bundle
 
@@ -74,3 +74,36 @@ def test_a_bundle_is_not_touched(blocks_bundle: Path, tmp_path: Path) -> None:
         made = onnx.load(tmp_path / f"{name}.onnx")
         assert any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in made.graph.initializer)
     Bundle.open(blocks_bundle)  # checks every file's digest
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weights_in_a_file_of_their_own(
+    precision: str,
+    blocks_bundle: Path,
+    graph_cases: dict[str, list[cases.Case]],
+    open_session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As large models have them, small constants too; the cast graph then has a file of its own as well."""
+    monkeypatch.setattr(weights, "EXTERNAL_FROM", 0)
+    manifest = Bundle.open(blocks_bundle).manifest
+    outside, work = tmp_path / "outside", tmp_path / "work"
+    outside.mkdir()
+    work.mkdir()
+    proto = onnx.load(blocks_bundle / "denoiser.onnx")
+    onnx.save(
+        proto, outside / "denoiser.onnx", save_as_external_data=True, location="denoiser.onnx.data", size_threshold=0
+    )
+    model = prepare(Bundle(outside, manifest), "denoiser", None if precision == "fp32" else precision, work)
+    assert model.content is not None
+    assert len(model.content) < 1 << 20
+    assert model.file.parent == (outside if precision == "fp32" else work)
+    (model.file.parent / "prepared.onnx").write_bytes(model.content)
+    case = graph_cases["denoiser"][0]
+    windows = {"window": np.arange(24, dtype=np.int32), "text_window": np.arange(21, dtype=np.int32)}
+    outputs = list(model.graph.outputs)
+    found = open_session(model.file.parent / "prepared.onnx").run(outputs, case | windows)
+    expected = open_session(blocks_bundle / "denoiser.onnx").run(outputs, case)
+    for one, other in zip(found, expected, strict=True):
+        assert np.linalg.norm(one - other) <= BUDGETS[precision] * np.linalg.norm(other)
