@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from framert.runtime.errors import FramertError
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "checkpoint"
 BENCH = "memory_cpu"
-SIDE = 512
 GIB = 2**30
 CONFIGS: Mapping[str, dict[str, Any]] = {
     "transformer": {
@@ -43,7 +43,7 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]] = CONFIGS) -> None:
+def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:
     """Write the published layout: the golden small files, ``configs`` over theirs, random bf16 weights."""
     from framert.export.models.nextdit import NextDiTConfig
     from framert.export.plan import plan_graphs
@@ -81,6 +81,33 @@ def _write_tensors(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raw = (chunk.view(np.uint32) >> 16).astype(np.uint16)
             for begin in range(0, count, len(raw)):
                 stream.write(raw[: count - begin].tobytes())
+
+
+@contextmanager
+def made_up_ranges(checkpoint: Path) -> Iterator[None]:
+    """Leave out calibration, which would run the whole model in fp32 to learn the ranges of random numbers."""
+    from framert.export.checkpoint import open_checkpoint
+    from framert.export.quantize import prepare
+    from framert.export.quantize.calibration import Activation
+
+    def activation(width: int) -> Activation:
+        sample = np.random.default_rng(0).standard_normal((8, width), dtype=np.float32)
+        return Activation(channel=np.ones(width, np.float32), sample=sample, largest=4.0, result=4.0)
+
+    def calibrate(_bundle: object, _oracle: object, wanted: Sequence[str]) -> dict[str, dict[str, Activation]]:
+        tensors = open_checkpoint(checkpoint).tensors
+        return {
+            part: {
+                name: activation(tensor.shape[1]) for name, tensor in tensors[part].items() if len(tensor.shape) == 2
+            }
+            for part in wanted
+        }
+
+    real, prepare.calibrate = prepare.calibrate, calibrate
+    try:
+        yield
+    finally:
+        prepare.calibrate = real
 
 
 class _Meter(threading.Thread):
@@ -133,8 +160,10 @@ def run_child(options: argparse.Namespace) -> None:
         noted("denoiser", start)
 
     backend.run, denoiser.step = run, step  # type: ignore[method-assign]
-    picture = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    made = pipe.run("image_to_depth", images=[picture], prompt="a cube", size=(SIDE, SIDE), steps=options.steps)
+    picture = np.random.default_rng(0).integers(0, 256, (options.side, options.side, 3), dtype=np.uint8)
+    made = pipe.run(
+        "image_to_depth", images=[picture], prompt="a cube", size=(options.side, options.side), steps=options.steps
+    )
     seconds = time.perf_counter() - begin
     print(json.dumps({
         "peaks": peaks, "anonymous": meter.anonymous, "seconds": seconds, "parts": dict(made.timings),
@@ -148,21 +177,21 @@ def measure(options: argparse.Namespace, environment: Environment, folder: Path)
         from framert.export.pipeline import export
 
         _log("writing a random checkpoint of the published configuration")
-        write_checkpoint(folder / "checkpoint")
+        write_checkpoint(folder / "checkpoint", CONFIGS)
         _log(f"exporting it in {options.precision}")
         bundle = folder / "full.bundle"
-        chosen = {} if options.precision == "fp32" else {"precision": options.precision}
-        export(folder / "checkpoint", bundle, progress=False, **chosen)
+        with made_up_ranges(folder / "checkpoint"):
+            export(folder / "checkpoint", bundle, precision=options.precision, check=False, progress=False)
         shutil.rmtree(folder / "checkpoint")
     size = sum(file.stat().st_size for file in Path(bundle).iterdir())
     _log(f"running it: {size / GIB:.2f} GiB of files")
     command = [sys.executable, __file__, "--child", str(bundle), "--backend", options.backend]
-    command += ["--steps", str(options.steps), "--threads", str(options.threads)]
+    command += ["--side", str(options.side), "--steps", str(options.steps), "--threads", str(options.threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     case = (
-        f"published configuration, random weights, {options.precision}; image_to_depth 512x512, 2 frames, "
-        f"{options.steps} steps; low_memory"
+        f"published configuration, random weights, {options.precision}; image_to_depth {options.side}x{options.side}, "
+        f"2 frames, {options.steps} steps; low_memory"
     )
 
     def row(metric: str, unit: str, value: float) -> Row:
@@ -187,6 +216,7 @@ def main() -> int:
     parser.add_argument("--precision", default="fp32", help="as framert export --precision takes it (default fp32)")
     parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or openvino (default onnxruntime)")
     parser.add_argument("--steps", type=int, default=2, help="intervals of the schedule (default 2)")
+    parser.add_argument("--side", type=int, default=512, help="of the pictures, in pixels (default 512)")
     parser.add_argument("--threads", type=int, default=2, help="threads (default 2)")
     parser.add_argument("--work", type=Path, help="folder for the temporary files (default the system's)")
     parser.add_argument("--bundle", type=Path, help="measure this bundle of --precision instead of making one")

@@ -79,7 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"results to make (up to {MAX_COUNT}), with seeds SEED, SEED + 1, ..",
     )
-    how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
+    how.add_argument(
+        "--backend", default="onnxruntime", metavar="NAME", help="what runs it, or auto (default onnxruntime)"
+    )
+    how.add_argument("--precision", metavar="WORD", help="what the backend computes in, where it has a choice")
+    how.add_argument("--low-memory", action="store_true", help="hold one graph in memory at a time; slower")
     how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print files, settings, timings and results as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
@@ -102,7 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
         "solver": arguments.solver,
     }
     _check(arguments, keywords)
-    pipe = load(arguments.bundle, backend=arguments.backend, threads=arguments.threads)
+    pipe = load(
+        arguments.bundle,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        precision=arguments.precision,
+        low_memory=arguments.low_memory,
+    )
     made = pipe.run(
         arguments.task,
         prompt=arguments.prompt,

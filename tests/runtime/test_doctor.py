@@ -1,0 +1,183 @@
+"""framert doctor: what it says of machines that have and lack things, and what auto chooses by."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from framert.runtime import cpu, doctor
+from framert.runtime.backends import BACKENDS, choice
+from framert.runtime.bundle import Bundle
+from framert.runtime.cli import main
+from framert.runtime.doctor import Gpu
+from framert.runtime.errors import BackendError
+
+ORIN = Gpu(name="Orin", compute_capability="8.7", memory_gib=64.0, cuda="12.6")
+ADA = Gpu(name="RTX 4090", compute_capability="8.9", memory_gib=24.0, cuda="13.0")
+OLD = Gpu(name="T4", compute_capability="7.5", memory_gib=16.0, cuda="12.4")
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Say which packages are installed."""
+
+    def installed(*names):
+        monkeypatch.setattr(doctor, "_versions", lambda *wanted: {one: "1.0" if one in names else "" for one in wanted})
+
+    return installed
+
+
+def test_every_backend_is_described():
+    assert set(BACKENDS) <= set(doctor.ABILITIES)
+    assert list(doctor.examine().backends) == list(BACKENDS)
+
+
+@pytest.mark.parametrize("name", sorted(doctor.ABILITIES))
+def test_a_missing_package_has_the_command_that_installs_it(name, packages):
+    packages()
+    ability = doctor.ABILITIES[name](set(), (ADA,))
+    assert not ability.usable
+    assert ability.fix.startswith("pip install 'framert[")
+    assert "not installed" in ability.why
+
+
+@pytest.mark.parametrize(
+    ("features", "precisions"),
+    [
+        ({"avx2", "avx512f"}, ("fp32", "int8")),
+        ({"avx512_bf16"}, ("fp32", "bf16", "int8")),
+        ({"amx_bf16"}, ("fp32", "bf16", "int8")),
+    ],
+    ids=str,
+)
+def test_openvino_has_bf16_where_the_cpu_has(features, precisions, packages):
+    packages("openvino")
+    ability = doctor.ABILITIES["openvino"](features, ())
+    assert (ability.usable, ability.precisions) == (True, precisions)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "usable", "fp8"),
+    [((), False, False), ((OLD,), False, False), ((ORIN,), True, False), ((ADA,), True, True)],
+)
+def test_triton_needs_a_gpu(gpus, usable, fp8, packages):
+    packages("torch", "triton", "onnx")
+    ability = doctor.ABILITIES["triton"](set(), gpus)
+    assert (ability.usable, "fp8" in ability.precisions) == (usable, fp8)
+
+
+def test_tensorrt_names_the_target_it_runs(packages):
+    packages("tensorrt")
+    assert "sm_87" in doctor.ABILITIES["tensorrt"](set(), (ORIN,)).why
+    assert not doctor.ABILITIES["tensorrt"](set(), ()).usable
+
+
+def test_a_machine_without_a_driver_has_no_gpus(monkeypatch):
+    monkeypatch.setattr(doctor, "CUDA_LIBRARY", {sys.platform: "no-such-library"})
+    assert doctor.find_gpus() == ()
+    monkeypatch.setattr(doctor, "CUDA_LIBRARY", {})
+    assert doctor.find_gpus() == ()
+
+
+def test_cpu_is_described():
+    assert cpu.cpu_cores() >= 1
+    assert cpu.cpu_name()
+    assert cpu.cpu_features() <= set(cpu.FEATURES)
+
+
+def test_command_prints_json_and_text(capsys):
+    assert main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["backends"]["onnxruntime"]["usable"] is True
+    assert report["cores"] >= 1
+    assert main(["doctor"]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
+
+
+def test_no_usable_backend_is_exit_code_one(packages, capsys):
+    packages()
+    assert main(["doctor"]) == 1
+    assert "pip install 'framert[cpu]'" in capsys.readouterr().out
+
+
+def test_record_needs_a_bundle(capsys):
+    assert main(["doctor", "--record"]) == 2
+    assert "--record" in capsys.readouterr().err
+
+
+def with_record(bundle, error):
+    verified = {"backends": {"openvino:bf16": {"velocity_error": error}}}
+    return replace(bundle, manifest=replace(bundle.manifest, verified=verified))
+
+
+@pytest.fixture
+def bundle(golden_bundle):
+    return Bundle.open(golden_bundle, check_files=False)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Say what auto finds on this machine."""
+
+    def set_up(features, *installed):
+        monkeypatch.setattr(choice, "cpu_features", lambda: set(features))
+        monkeypatch.setattr(choice, "find_spec", lambda name: name in installed or None)
+
+    return set_up
+
+
+BOTH = ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize(
+    ("features", "installed", "error", "chosen", "says"),
+    [
+        ({"avx512_bf16"}, BOTH, 0.01, ("openvino", "bf16"), "avx512_bf16"),
+        ({"avx512_bf16"}, BOTH, 0.2, ("onnxruntime", None), "0.2 off"),
+        ({"avx512_bf16"}, BOTH, float("nan"), ("onnxruntime", None), "nan off"),
+        ({"avx2"}, BOTH, 0.01, ("onnxruntime", None), "no bfloat16"),
+        ({"avx512_bf16"}, ("onnxruntime",), 0.01, ("onnxruntime", None), "openvino is not installed"),
+        ({"avx512_bf16"}, ("openvino",), 0.01, ("openvino", None), "onnxruntime is not installed"),
+    ],
+)
+def test_auto_takes_what_was_verified_and_says_why(bundle, machine, features, installed, error, chosen, says):
+    machine(features, *installed)
+    found = choice.choose(with_record(bundle, error))
+    assert (found.backend, found.precision) == chosen
+    assert says in found.reason
+
+
+@pytest.mark.parametrize("verified", [{}, {"backends": None}, {"backends": {"openvino:bf16": {}}}], ids=str)
+def test_auto_does_not_take_what_was_never_compared(bundle, machine, verified):
+    machine({"avx512_bf16"}, *BOTH)
+    found = choice.choose(replace(bundle, manifest=replace(bundle.manifest, verified=verified)))
+    assert (found.backend, found.precision) == ("onnxruntime", None)
+    assert "--record" in found.reason
+
+
+def test_auto_without_any_backend_is_refused(bundle, machine):
+    machine(set())
+    with pytest.raises(BackendError, match=r"framert\[cpu\]"):
+        choice.choose(bundle)
+
+
+def test_a_comparison_is_recorded_and_auto_reads_it(golden_bundle, tmp_path, capsys):
+    pytest.importorskip("openvino")
+    import shutil
+
+    import framert
+
+    copy = shutil.copytree(golden_bundle, tmp_path / "copy.bundle")
+    before = Bundle.open(copy).manifest
+    assert main(["doctor", str(copy), "--record", "--threads", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["bundle"]
+    after = Bundle.open(copy).manifest
+    assert replace(after, verified={}) == replace(before, verified={})
+    assert after.verified["backends"].keys() == shown.keys()
+    assert after.verified["backends"]["openvino:fp32"]["velocity_error"] < 1e-5
+    pipe = framert.load(copy, backend="auto")
+    half = np.isfinite(shown.get("openvino:bf16", {"velocity_error": np.inf})["velocity_error"])
+    assert pipe.backend_name == ("openvino" if half else "onnxruntime")
+    assert pipe.backend_reason
