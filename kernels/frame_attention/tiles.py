@@ -50,10 +50,11 @@ def pieces(head_dim: int, widest: int, least_split: int) -> tuple[int, int]:
 def choose(head_dim: int, dtype: Precision, capability: int, query_tile: int | None = None) -> Tile:
     """Return the tile of a head size, precision and target: never of what is packed, so that no bit depends on it.
 
-    All were chosen on compiled code, so that nothing spills (128 rows with 4 warps do everywhere). On targets with
-    warp groups, 128 x 64 with 8 warps and 64 x 64 with 4 are the fastest known on an H200, at 4096 and at 1024 tokens.
-    Elsewhere Triton gives each warp its own rows only where no product is wider than it is high, so pieces are at most
-    64 wide beside 64 rows; otherwise every turn of the loop exchanges its weights between warps.
+    All were chosen on compiled code, so that nothing spills (128 rows with 4 warps do at head_dim 120, on each of
+    sm_87, 90, 100 and 120). On targets with warp groups, 128 x 64 with 8 warps and 64 x 64 with 4 are the fastest
+    known on an H200, at 4096 and at 1024 tokens. Elsewhere Triton gives each warp its own rows only where no product
+    is wider than it is high, so pieces are at most 64 wide beside 64 rows; otherwise every turn of the loop exchanges
+    its weights between warps.
 
     Args:
         head_dim: up to 128. capability: 80, 87, ...
