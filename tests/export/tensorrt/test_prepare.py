@@ -93,7 +93,7 @@ def test_weights_in_a_file_of_their_own(
     work.mkdir()
     proto = onnx.load(blocks_bundle / "denoiser.onnx")
     onnx.save(
-        proto, outside / "denoiser.onnx", save_as_external_data=True, location="denoiser.onnx.data", size_threshold=0
+        proto, outside / "denoiser.onnx", save_as_external_data=True, location="denoiser.onnx.data", size_threshold=64
     )
     model = prepare(Bundle(outside, manifest), "denoiser", None if precision == "fp32" else precision, work)
     assert model.content is not None
