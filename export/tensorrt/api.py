@@ -1,7 +1,7 @@
 """TensorRT 10.3 to 11 and TensorRT-RTX 1.x behind one interface: everything in which they differ is in this file."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -125,6 +125,11 @@ class Api:
             )
         self.log.tell_errors()
         return parser
+
+    def missing_operators(self, names: Iterable[str]) -> list[str]:
+        """Return those ONNX operators that this version's parser does not know."""
+        parser = self.module.OnnxParser(self.network(self.builder()), self.log.logger)
+        return [name for name in names if not parser.supports_operator(name)]
 
     def config(self, builder: Any, targets: Sequence[str], *, weight_streaming: bool, compatible: str) -> Any:
         """Return a builder configuration.

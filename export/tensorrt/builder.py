@@ -18,6 +18,7 @@ from framert.export.precision import WORDS
 from framert.export.tensorrt import memory, profiles, timing
 from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
+from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.plugin import compile_kernels, digest, registered
 from framert.export.tensorrt.prepare import Prepared, prepare
 from framert.export.tensorrt.profiles import Capacity, Profile
@@ -108,6 +109,7 @@ def build(
     for name in table:
         memory.check(name, _weight_bytes(opened, name, precision), free)
     launches = _launches(opened, precision, targets) if plugin else []
+    missing = api.missing_operators(OPERATORS)
     api.log.verbosity, api.log.say = options.verbosity, say
     done: list[Built] = []
     with new_bundle(output, force=force) as folder, registered(api, launches):
@@ -115,7 +117,7 @@ def build(
         for name in (bar := tqdm(table, unit="graph", disable=not progress)):
             bar.set_description(name)
             with tempfile.TemporaryDirectory(dir=folder) as work:
-                model = prepare(opened, name, precision, Path(work), plugin=plugin)
+                model = prepare(opened, name, precision, Path(work), plugin=plugin, missing=missing)
                 graphs[name], built = _build_graph(api, model, table[name], targets, options, launches, folder)
             done.append(built)
         shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")

@@ -1,6 +1,6 @@
 """One graph of a bundle, as TensorRT is given it: cast if asked for, and with an attention that its parser takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from framert.export.precision import WORDS
 from framert.export.tensorrt.body import WINDOWS, swap
 from framert.export.tensorrt.half import cast
+from framert.export.tensorrt.lower import lower
 from framert.export.tensorrt.plugin import strip_functions
 from framert.export.weights import STORED, Array, Weight, write_model
 from framert.runtime.bundle import Bundle
@@ -32,13 +33,16 @@ class Prepared:
     graph: Graph
 
 
-def prepare(bundle: Bundle, name: str, half: str | None, work: Path, *, plugin: bool = False) -> Prepared:
+def prepare(
+    bundle: Bundle, name: str, half: str | None, work: Path, *, plugin: bool = False, missing: Collection[str] = ()
+) -> Prepared:
     """Return a graph as it is, or with what it has in fp32 cast.
 
     Args:
         half: None, "fp16" or "bf16".
         work: takes the files of a cast graph.
         plugin: leave FrameAttention to a plugin, and to nothing else.
+        missing: operators that the parser lacks, see ``lower``.
     """
     graph, model = bundle.manifest.graphs[name], bundle.manifest.model
     file = bundle.graph_path(name)
@@ -47,12 +51,13 @@ def prepare(bundle: Bundle, name: str, half: str | None, work: Path, *, plugin: 
         if graph.precision == WORDS["fp32"]:  # a quantized graph keeps its name
             graph = replace(graph, precision=WORDS[half])
     proto = onnx.load(file, load_external_data=False)
+    lowered = lower(proto, missing)
     if plugin and strip_functions(proto):
         return Prepared(name, file, proto.SerializeToString(), graph)
-    if not swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
-        return Prepared(name, file, None, graph)
-    windows = {key: TensorSpec(dtype="int32", shape=(axis,)) for key, axis in WINDOWS.items()}
-    return Prepared(name, file, proto.SerializeToString(), replace(graph, inputs={**graph.inputs, **windows}))
+    if swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
+        windows = {key: TensorSpec(dtype="int32", shape=(axis,)) for key, axis in WINDOWS.items()}
+        return Prepared(name, file, proto.SerializeToString(), replace(graph, inputs={**graph.inputs, **windows}))
+    return Prepared(name, file, proto.SerializeToString() if lowered else None, graph)
 
 
 def _cast(file: Path, half: str, work: Path, name: str) -> Path:

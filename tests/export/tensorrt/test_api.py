@@ -142,6 +142,11 @@ def test_compatibility_that_rtx_has_not(compatible: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("rtx")
+def test_operators_that_the_parser_lacks() -> None:
+    assert load("tensorrt-rtx").missing_operators(["MatMul", "RMSNormalization", "SequenceEmpty"]) == ["SequenceEmpty"]
+
+
+@pytest.mark.usefixtures("rtx")
 def test_fp32_stays_fp32_and_networks_are_strongly_typed() -> None:
     api, builder, network = rtx_network()
     config = api.config(builder, ["sm_89", "sm_120"], weight_streaming=True, compatible="none")

@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from framert.export import cases, weights
+from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.prepare import prepare
 from framert.runtime.bundle import GRAPHS, Bundle
 
@@ -56,16 +57,37 @@ def test_a_prepared_graph_gives_what_the_bundles_own_gives(
     session = open_session(model.content or model.file)
     assert [item.name for item in session.get_inputs()] == list(model.graph.inputs)
     for case in graph_cases[name]:
-        windows = {}
-        if name == "denoiser":
-            windows = {
-                "window": np.arange(case["q_range"][:, 1].max(), dtype=np.int32),
-                "text_window": np.arange(case["text_range"][:, 1].max(), dtype=np.int32),
-            }
+        windows = _windows(case) if name == "denoiser" else {}
         for found, expected in zip(session.run(outputs, case | windows), own.run(outputs, case), strict=True):
             assert found.dtype == expected.dtype
             error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
             assert error <= BUDGETS[precision], (name, error)
+
+
+@pytest.mark.parametrize("name", ["conditioner", "denoiser"])
+def test_operators_of_opset_23_written_in_older_ones(
+    name: str, blocks_bundle: Path, graph_cases: dict[str, list[cases.Case]], open_session: Session, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(blocks_bundle)
+    model = prepare(bundle, name, None, tmp_path, missing=list(OPERATORS))
+    assert model.content is not None
+    proto = onnx.load_from_string(model.content)
+    onnx.checker.check_model(proto)
+    assert not {node.op_type for node in proto.graph.node} & set(OPERATORS)
+    proto.opset_import[0].version = 20  # what TensorRT 10.3 reads
+    session, own = open_session(proto.SerializeToString()), open_session(bundle.graph_path(name))
+    outputs = list(model.graph.outputs)
+    for case in graph_cases[name]:
+        windows = _windows(case) if name == "denoiser" else {}
+        for found, expected in zip(session.run(outputs, case | windows), own.run(outputs, case), strict=True):
+            assert np.linalg.norm(found - expected) <= BUDGETS["fp32"] * np.linalg.norm(expected)
+
+
+def _windows(case: cases.Case) -> cases.Case:
+    return {
+        "window": np.arange(case["q_range"][:, 1].max(), dtype=np.int32),
+        "text_window": np.arange(case["text_range"][:, 1].max(), dtype=np.int32),
+    }
 
 
 def test_a_bundle_is_not_touched(blocks_bundle: Path, tmp_path: Path) -> None:
@@ -101,7 +123,7 @@ def test_weights_in_a_file_of_their_own(
     assert model.file.parent == (outside if precision == "fp32" else work)
     (model.file.parent / "prepared.onnx").write_bytes(model.content)
     case = graph_cases["denoiser"][0]
-    windows = {"window": np.arange(24, dtype=np.int32), "text_window": np.arange(21, dtype=np.int32)}
+    windows = _windows(case)
     outputs = list(model.graph.outputs)
     found = open_session(model.file.parent / "prepared.onnx").run(outputs, case | windows)
     expected = open_session(blocks_bundle / "denoiser.onnx").run(outputs, case)
