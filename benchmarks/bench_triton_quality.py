@@ -3,7 +3,8 @@
     python benchmarks/bench_triton_quality.py BUNDLE [--scenes 4] [--steps 20] [--impl reference]
 
 Velocity errors are relative L2 distances on the way of the fp32 run, at its own latents, by noise level; latents are
-compared after the full solver from the same noise. Every figure is the mean over scenes and tasks. Nothing is timed.
+compared after the full solver from the same noise, pixels behind the autoencoder too. Every figure is the mean over
+scenes and tasks. Nothing is timed.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from frames import SceneFrames, caption, scene_frames
 from PIL import Image
 
 import framert
-from framert.runtime.bench.quality import decibels
+from framert.runtime.bench.quality import decibels, psnr
 
 PRECISIONS = ("bf16", "fp16", "int8", "fp8")
 REUSES = (2, 4)
@@ -61,17 +62,24 @@ def compare(bundle: Path, scenes: int, steps: int, impl: str) -> list[dict[str, 
     exact = framert.load(bundle, backend="triton", impl=impl, precision="fp32")
     asked = [requests(scene_frames(seed, exact.manifest.native_side)) for seed in range(scenes)]
     runs = [(task, seed, request) for seed, tasks in enumerate(asked) for task, request in tasks.items()]
-    truth = [exact.run(task, seed=seed, steps=steps, **request).latents for task, seed, request in runs]
+    truth = [exact.run(task, seed=seed, steps=steps, **request) for task, seed, request in runs]
 
     def record(name: str, pipe: framert.Pipeline, reuse: int) -> dict[str, Any]:
         by_task: dict[str, list[float]] = {}
+        pixels = []
         for (task, seed, request), expected in zip(runs, truth, strict=True):
             if reuse == 1 or "images" in request:
-                made = pipe.run(task, seed=seed, steps=steps, reuse=reuse, **request).latents
-                by_task.setdefault(task, []).append(decibels(made, expected, float(np.ptp(expected))))
-        made = {"name": name, "latents_psnr": {task: float(np.mean(values)) for task, values in by_task.items()}}
+                result = pipe.run(task, seed=seed, steps=steps, reuse=reuse, **request)
+                span = float(np.ptp(expected.latents))
+                by_task.setdefault(task, []).append(decibels(result.latents, expected.latents, span))
+                pixels.append(psnr(result, expected))
+        made: dict[str, Any] = {
+            "name": name,
+            "latents_psnr": {task: float(np.mean(values)) for task, values in by_task.items()},
+            "pixels_psnr": float(np.mean(pixels)),
+        }
         if reuse == 1:
-            errors = [velocity_errors(exact, pipe, latents) for latents in truth[:4]]
+            errors = [velocity_errors(exact, pipe, each.latents) for each in truth[:4]]
             made["velocity"] = {level: float(np.mean([each[level] for each in errors])) for level in LEVELS}
         return made
 
@@ -95,9 +103,10 @@ def main() -> None:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        velocity = "  ".join(f"{level}: {error:.2%}" for level, error in row.get("velocity", {}).items())
-        psnr = "  ".join(f"{task} {value:.1f}" for task, value in row["latents_psnr"].items())
-        print(f"{row['name']:14}  latents, dB: {psnr}  {'velocity error: ' + velocity if velocity else ''}")
+        errors = "  ".join(f"{error:.2%} at {level}" for level, error in row.get("velocity", {}).items())
+        velocity = f"velocity off by {errors}" if errors else ""
+        latents = "  ".join(f"{task} {value:.1f}" for task, value in row["latents_psnr"].items())
+        print(f"{row['name']:14}  pixels {row['pixels_psnr']:.1f} dB  latents {latents} dB  {velocity}".rstrip())
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def read(file: GraphFile, depth: int, precision: Precision, device: torch.device
         joined = torch.cat(parts) if len(parts) > 1 else parts[0]
         if quantize is None:
             return Projection(joined.to(dtype).contiguous(), None, dtype, impl)
-        return Projection(*quantize_rows(joined.contiguous(), quantize, impl=impl), dtype, impl)
+        # once per load: plain torch does it on the device as well, and there is nothing to compile or to interpret
+        return Projection(*quantize_rows(joined.contiguous(), quantize, impl="reference"), dtype, impl)
 
     def layer(index: int) -> Layer:
         own, feed = f"layers.{index}.attention", f"layers.{index}.feed_forward"
