@@ -1,7 +1,7 @@
 """fp32 graph -> half precision graph, by the rule of automatic mixed precision: products in half, what reduces in fp32.
 
 Products (matrix, convolution, attention) read and write half. Norms, softmax and what is exponentiated stay in fp32.
-Quantized values are dequantized to half: TensorRT keeps 4-bit weights packed only where their products are in half.
+Quantized values are dequantized to half, so that their products are half as well.
 Everything between takes its type from its inputs, fp32 if they differ. So weights and products take half the room while
 sums over many layers keep their digits, and no type is ever mixed within an operator, which TensorRT refuses.
 The graph's inputs and outputs keep their types.
