@@ -36,6 +36,12 @@ class TritonBackend:
         kind = bundle.manifest.target.get("kind")
         if kind != "onnx":
             raise BackendError(f"{bundle.path} is built for {kind!r}; backend 'triton' runs kind 'onnx'")
+        exported = bundle.manifest.graphs["denoiser"].precision
+        if exported != "float32":
+            raise BackendError(
+                f"{bundle.path} has its denoiser in {exported}, and backend 'triton' reads float32 and lowers it itself; "
+                "export the checkpoint in fp32, and give load() the precision"
+            )
         self.precision: str = self._settings.precision
         self._bundle = bundle
         self._executors: dict[str, Executor] = {}

@@ -1,5 +1,8 @@
 """Backend "triton": token buckets, and options that cannot be."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -8,6 +11,7 @@ import framert  # noqa: E402
 from framert.runtime.backends import create  # noqa: E402
 from framert.runtime.backends.triton import settings  # noqa: E402
 from framert.runtime.backends.triton.buckets import capacity, token_bucket  # noqa: E402
+from framert.runtime.bundle import Bundle  # noqa: E402
 from framert.runtime.errors import BackendError, ConfigError  # noqa: E402
 
 
@@ -76,11 +80,25 @@ def test_options_that_do_not_fit_are_refused(options, error, says, golden_bundle
         framert.load(golden_bundle, **{"backend": "triton"} | options)
 
 
+def test_bundles_already_quantized_are_refused(golden_bundle):
+    opened = Bundle.open(golden_bundle)
+    graphs = dict(opened.manifest.graphs)
+    graphs["denoiser"] = replace(graphs["denoiser"], precision="int8")
+    other = replace(opened, manifest=replace(opened.manifest, graphs=graphs))
+    with pytest.raises(BackendError, match="has its denoiser in int8"):
+        create("triton", other, threads=None, impl="reference")
+
+
+def test_only_the_conditioners_products_stay_on_the_device(golden_bundle):
+    backend = create("triton", Bundle.open(golden_bundle), threads=None, impl="reference")
+    hidden, levels = np.ones((3, 64), np.float32), np.ones(2, np.float32)
+    kept = backend.run("conditioner", {"hidden_states": hidden, "noise_level": levels})
+    assert {type(array) for array in kept.values()} == {torch.Tensor}
+    read = backend.run("vae_decoder", {"latents": np.ones((1, 16, 2, 2), np.float32)})
+    assert {(type(array), array.dtype.name) for array in read.values()} == {(np.ndarray, "float32")}
+
+
 def test_bundles_for_another_target_are_refused(golden_bundle):
-    from dataclasses import replace
-
-    from framert.runtime.bundle import Bundle
-
     opened = Bundle.open(golden_bundle)
     other = replace(opened, manifest=replace(opened.manifest, target={"kind": "tensorrt"}))
     with pytest.raises(BackendError, match="is built for 'tensorrt'"):
