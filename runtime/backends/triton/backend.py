@@ -39,7 +39,7 @@ class TritonBackend:
         exported = bundle.manifest.graphs["denoiser"].precision
         if exported != "float32":
             raise BackendError(
-                f"{bundle.path} has its denoiser in {exported}, and backend 'triton' reads float32 and lowers it itself; "
+                f"{bundle.path} has its denoiser in {exported}, and backend 'triton' lowers float32 by itself; "
                 "export the checkpoint in fp32, and give load() the precision"
             )
         self.precision: str = self._settings.precision
