@@ -1,6 +1,6 @@
 """How long TensorRT takes to build the engines of a bundle, how large they are, and how much memory that takes.
 
-python benchmarks/bench_build.py                          models/blocks for sm_86, sm_89 and sm_120 in fp32, fp16, bf16
+python benchmarks/bench_build.py               models/blocks, fp32, fp16 and bf16, three targets, both attentions
 python benchmarks/bench_build.py --bundle B --target sm_87 --backend tensorrt --precision fp16
 
 Every build runs in a process of its own, whose peak resident memory is a row. They go to benchmarks/results/build.csv.
@@ -14,10 +14,11 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import framert
-from framert.export.tensorrt.builder import Built, build
+from framert.export.tensorrt.builder import ATTENTION, Built, Options, build
 from framert.export.tensorrt.profiles import Capacity
 from framert.runtime.bench.rows import Environment, Row
 from framert.runtime.errors import FramertError
@@ -29,7 +30,7 @@ MIB = 1 << 20
 
 
 def build_alone(
-    bundle: Path, target: str, backend: str, precision: str | None, capacity: Capacity
+    bundle: Path, target: str, backend: str, precision: str | None, attention: str, capacity: Capacity
 ) -> tuple[list[Built], float]:
     """Build in a process of its own; return its engines and its peak resident memory in bytes.
 
@@ -37,11 +38,11 @@ def build_alone(
     """
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        return pool.apply(_build, (bundle, target, backend, precision, capacity))
+        return pool.apply(_build, (bundle, target, backend, precision, attention, capacity))
 
 
 def _build(
-    bundle: Path, target: str, backend: str, precision: str | None, capacity: Capacity
+    bundle: Path, target: str, backend: str, precision: str | None, attention: str, capacity: Capacity
 ) -> tuple[list[Built], float]:
     with tempfile.TemporaryDirectory() as folder:
         built = build(
@@ -51,6 +52,7 @@ def _build(
             backend=backend,
             precision=precision,
             capacity=capacity,
+            options=Options(attention=attention),
             progress=False,
         )
     return built, 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -64,12 +66,13 @@ def measure(
     environment: Environment,
     *,
     backend: str,
+    attention: str,
     capacity: Capacity,
     rounds: int,
 ) -> list[Row]:
     """Return the rows of one target and precision: seconds and size of each engine, peak memory of all."""
-    runs = [build_alone(bundle, target, backend, precision, capacity) for _ in range(rounds)]
-    case = f"{name} {precision or 'as it is'} {target}"
+    runs = [build_alone(bundle, target, backend, precision, attention, capacity) for _ in range(rounds)]
+    case = f"{name} {precision or 'as it is'} {target} {attention}"
 
     def row(part: str, metric: str, unit: str, samples: Sequence[float]) -> Row:
         return environment.row(
@@ -91,6 +94,7 @@ def main() -> int:
     parser.add_argument("--target", action="append", help="compute capability (default: sm_86, sm_89, sm_120)")
     parser.add_argument("--backend", default="tensorrt-rtx", help="tensorrt or tensorrt-rtx (default)")
     parser.add_argument("--precision", action="append", help="fp16, bf16 or as-is (default: all of them)")
+    parser.add_argument("--attention", action="append", choices=ATTENTION, help="padded or plugin (default: both)")
     parser.add_argument("--tokens", type=int, action="append", help="token bucket (default: those of framert build)")
     parser.add_argument("--rounds", type=int, default=3, help="builds of each (default 3)")
     parser.add_argument("--dry-run", action="store_true", help="print the figures, write no rows")
@@ -105,7 +109,9 @@ def main() -> int:
             bundle = options.bundle or _unpack(Path(folder))
             rows = []
             for precision in options.precision or ["as-is", "fp16", "bf16"]:
-                for target in options.target or ["sm_86", "sm_89", "sm_120"]:
+                for target, attention in product(
+                    options.target or ["sm_86", "sm_89", "sm_120"], options.attention or ATTENTION
+                ):
                     rows += measure(
                         bundle,
                         bundle.stem,
@@ -113,10 +119,11 @@ def main() -> int:
                         None if precision == "as-is" else precision,
                         environment,
                         backend=options.backend,
+                        attention=attention,
                         capacity=capacity,
                         rounds=options.rounds,
                     )
-                    print(*(f"{r.case:40} {r.metric:12} {r.p50:10.4g} {r.unit}" for r in rows[-12:]), sep="\n")
+                    print(*(f"{r.case:48} {r.metric:12} {r.p50:10.4g} {r.unit}" for r in rows[-12:]), sep="\n")
         if not options.dry_run:
             print(f"rows appended to {environment.append(f'{BENCH}.csv', rows)}", file=sys.stderr)
     except FramertError as error:

@@ -118,7 +118,7 @@ def build(
             bar.set_description(name)
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 model = prepare(opened, name, precision, Path(work), plugin=plugin, missing=missing)
-                graphs[name], built = _build_graph(api, model, table[name], targets, options, launches, folder)
+                graphs[name], built = build_engine(api, model, table[name], targets, options, launches, folder)
             done.append(built)
         shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
         (folder / PROFILES).write_text(json.dumps(profiles.to_json(table), indent=1) + "\n", encoding="utf-8")
@@ -164,7 +164,7 @@ def _weight_bytes(bundle: Bundle, name: str, half: str | None) -> int:
     return stored // 2 if half is not None and _precision(graph) == "fp32" else stored
 
 
-def _build_graph(
+def build_engine(
     api: Api,
     model: Prepared,
     table: Sequence[Profile],
@@ -173,6 +173,13 @@ def _build_graph(
     launches: Sequence[Launch],
     folder: Path,
 ) -> tuple[Graph, Built]:
+    """Write NAME.engine of one graph into a folder.
+
+    Args:
+        table: its profiles. launches: the plugin's kernels, of which the creator must be registered.
+    Returns: the graph's entry of the manifest, and what was built.
+    Raises: BackendError with TensorRT's reason.
+    """
     begin = time.perf_counter()
     builder = api.builder()
     network = api.network(builder)
