@@ -17,6 +17,7 @@ import framert
 from framert.export.precision import WORDS
 from framert.export.tensorrt import memory, profiles, timing
 from framert.export.tensorrt.api import Api, load
+from framert.export.tensorrt.body import OPERATOR
 from framert.export.tensorrt.half import TYPES as HALVES
 from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.plugin import compile_kernels, digest, registered
@@ -103,6 +104,8 @@ def build(
     _check_precisions(opened.manifest, precision, targets)
     api = load(backend)
     api.check_targets(targets)
+    # Asked for here, so that what this version has not is refused before anything is parsed.
+    api.config(api.builder(), targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
     plugin = options.attention == "plugin"
     table = profiles.plan_profiles(opened.manifest, capacity, plugin=plugin)
     free = memory.available()
@@ -220,6 +223,17 @@ def _timing_cache(api: Api, options: Options, kernels: str) -> Path | None:
     return timing.cache_file(options.timing_cache, api, gpu.name, kernels)
 
 
+def _plugins(launches: Sequence[Launch]) -> dict[str, str]:
+    """Return what the manifest says of plugins: their name, and the first 16 digits of each kernel's hash by target.
+
+    An engine without plugins says nothing.
+    """
+    if not launches:
+        return {}
+    kernels = ",".join(f"{launch.target}:{launch.kernel_hash[:16]}" for launch in launches)
+    return {"plugins": OPERATOR, "kernels": kernels}
+
+
 def _manifest(
     bundle: Bundle,
     graphs: Mapping[str, Graph],
@@ -249,8 +263,7 @@ def _manifest(
             "kind": api.flavour,
             "version": api.version,
             "compute_capability": ",".join(targets),
-            "plugins": "FrameAttention" if launches else "",
-            "kernels": ",".join(f"{launch.target}:{launch.kernel_hash}" for launch in launches),
+            **_plugins(launches),
         },
         graphs=dict(graphs),
         files=file_specs(folder),

@@ -75,8 +75,6 @@ def test_the_manifest_says_what_the_engines_are(blocks_bundle: Path, engines: Pa
         "kind": "tensorrt-rtx",
         "version": tensorrt_rtx.__version__,
         "compute_capability": "sm_86,sm_120",
-        "plugins": "",
-        "kernels": "",
     }
     assert (opened.model, opened.schedule, opened.native_side) == (source.model, source.schedule, source.native_side)
     assert opened.verified == {}

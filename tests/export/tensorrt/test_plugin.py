@@ -105,7 +105,7 @@ def test_the_plugin_runs_attention_where_it_is_registered(target: str, blocks_bu
     assert found["cubin inside"] >= 1  # layers may share it
     manifest = Manifest.from_json(json.loads((tmp_path / "engines" / "manifest.json").read_text()))
     assert manifest.target["plugins"] == "FrameAttention"
-    assert manifest.target["kernels"] == f"{target}:{found['hash']}"
+    assert manifest.target["kernels"] == f"{target}:{found['hash'][:16]}"
     assert "window" not in manifest.graphs["denoiser"].inputs
     profiles = json.loads((tmp_path / "engines" / "profiles.json").read_text())["denoiser"]
     assert [set(profile) & {"longest", "text_longest"} for profile in profiles] == [set()]
