@@ -1,4 +1,4 @@
-"""torch's failures as framert's errors."""
+"""Failures of torch and Triton as framert's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from framert.runtime.errors import BackendError, FramertError
 
 @contextmanager
 def as_backend_error(doing: str) -> Iterator[None]:
-    """Run a block without autograd; what torch raises in it becomes a BackendError that says in what.
+    """Run a block without autograd; what torch or Triton raises in it becomes a BackendError that says in what.
 
     Raises: BackendError; framert's own errors as they are.
     """
@@ -23,5 +23,7 @@ def as_backend_error(doing: str) -> Iterator[None]:
         raise BackendError(
             f"{doing} ran out of device memory; use a smaller size, a smaller max_tokens, or precision='int8'"
         ) from error
-    except RuntimeError as error:
+    except Exception as error:
+        if not isinstance(error, RuntimeError) and not type(error).__module__.startswith("triton."):
+            raise  # our own mistake
         raise BackendError(f"{doing} failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from error
