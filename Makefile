@@ -9,7 +9,7 @@ help:
 	@echo "make demo    export the bundled checkpoint and run every task: demo/index.html, demo/gallery.png"
 	@echo "make test    run the test suite"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   time one denoiser step against plain PyTorch: benchmarks/results/step_cpu.csv"
+	@echo "make bench   measure steps, sizes and precisions on this machine: benchmarks/results"
 	@echo "make clean   remove what these made"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -33,6 +33,8 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_scaling.py
+	$(BIN)/python benchmarks/bench_precision.py
 	$(BIN)/python benchmarks/report.py
 
 clean:
