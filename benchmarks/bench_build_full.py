@@ -97,13 +97,13 @@ def cast_denoiser(folder: Path, manifest: Manifest, half: str | None, attention:
 def build_denoiser(prepared: Any, manifest: Manifest, target: str, half: str | None, attention: str, out: Path) -> Any:
     from framert.export.tensorrt import builder, plugin, profiles
     from framert.export.tensorrt.api import load
+    from framert.kernels.aot.ops import PUBLISHED
 
     api = load("tensorrt-rtx")
     with_plugin = attention == "plugin"
     capacity = profiles.Capacity(tokens=(4096,), sequences=3)  # two frames of 512 x 512 with guidance
     table = profiles.plan_profiles(manifest, capacity, plugin=with_plugin)["denoiser"]
-    bundle = Bundle(prepared.file.parent, manifest)
-    launches = plugin.compile_kernels(bundle, half or "fp32", [target]) if with_plugin else []
+    launches = plugin.compile_kernels(PUBLISHED, half or "fp32", [target]) if with_plugin else []
     with plugin.registered(api, launches):
         return builder.build_engine(api, prepared, table, [target], builder.Options(attention=attention), launches, out)
 

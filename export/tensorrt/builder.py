@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 import framert
+from framert.export.model_shape import model_shape
 from framert.export.precision import WORDS
 from framert.export.tensorrt import memory, profiles, timing
 from framert.export.tensorrt.api import Api, load
@@ -158,7 +159,7 @@ def _check_precisions(manifest: Manifest, half: str | None, targets: Sequence[st
 
 def _launches(bundle: Bundle, half: str | None, targets: Sequence[str]) -> list[Launch]:
     own = _precision(bundle.manifest.graphs["denoiser"])
-    return compile_kernels(bundle, half or (own if own in HALVES else "fp32"), targets)
+    return compile_kernels(model_shape(bundle.path), half or (own if own in HALVES else "fp32"), targets)
 
 
 def _weight_bytes(bundle: Bundle, name: str, half: str | None) -> int:

@@ -7,17 +7,16 @@ from typing import Literal
 
 import onnx
 
-from framert.export.model_shape import model_shape
 from framert.export.tensorrt.api import Api
 from framert.export.tensorrt.body import DOMAIN, OPERATOR
 from framert.kernels.plugin import frame_attention
 from framert.kernels.plugin.launch import Launch
-from framert.runtime.bundle import Bundle
+from framert.kernels.specialization import ModelShape
 from framert.runtime.errors import BackendError
 
 
-def compile_kernels(bundle: Bundle, dtype: str, targets: Sequence[str]) -> list[Launch]:
-    """Return the attention kernel of a bundle's denoiser for each target.
+def compile_kernels(shape: ModelShape, dtype: str, targets: Sequence[str]) -> list[Launch]:
+    """Return the attention kernel of a transformer for each target.
 
     Args:
         dtype: what attention reads and writes: "fp16", "bf16" or "fp32".
@@ -31,7 +30,6 @@ def compile_kernels(bundle: Bundle, dtype: str, targets: Sequence[str]) -> list[
     from framert.kernels.frame_attention.kernel import specializations
     from framert.kernels.frame_attention.tiles import choose
 
-    shape = model_shape(bundle.path)
     kinds: dict[str, Literal["fp16", "bf16", "fp32"]] = {"fp16": "fp16", "bf16": "bf16", "fp32": "fp32"}
     launches = []
     with compiling():

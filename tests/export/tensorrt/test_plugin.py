@@ -28,6 +28,7 @@ DEPTH = 8  # layers of models/blocks
 DRIVE = """
 import collections, json, sys
 from pathlib import Path
+from framert.export.model_shape import model_shape
 from framert.export.tensorrt import builder, plugin
 from framert.export.tensorrt.api import load
 from framert.export.tensorrt.prepare import prepare
@@ -47,7 +48,8 @@ def layers(content, path):
     return collections.Counter(kinds)
 
 found = {}
-launches = plugin.compile_kernels(bundle, "fp16", [target])
+shape = model_shape(bundle.path)
+launches = plugin.compile_kernels(shape, "fp16", [target])
 found["padded"] = layers(prepare(bundle, "denoiser", "fp16", work).content, work / "denoiser.onnx")
 stripped = prepare(bundle, "denoiser", "fp16", work, plugin=True)
 found["nobody"] = layers(stripped.content, stripped.file)
@@ -55,7 +57,7 @@ whole = bundle.graph_path("denoiser")
 found["function alone"] = layers(None, whole)
 with plugin.registered(api, launches):
     found["plugin"] = layers(stripped.content, stripped.file)
-fp32 = plugin.compile_kernels(bundle, "fp32", [target])
+fp32 = plugin.compile_kernels(shape, "fp32", [target])
 with plugin.registered(api, fp32):
     found["plugin beside the function"] = layers(None, whole)
 found["after"] = layers(None, whole)
