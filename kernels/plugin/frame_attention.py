@@ -170,7 +170,7 @@ def _plugin_class(trt: Any) -> Any:
             workspace: int,
             stream: int,
         ) -> None:
-            # Loading is no work for a stream: the call before a CUDA graph is captured, which TensorRT asks for, does it.
+            # Not while a CUDA graph is captured: TensorRT asks for one call before that, and it ends up here.
             if self.driver is None or self.kernel is None:
                 self.driver = Driver()
                 launch = self._chosen(self.driver.target())
