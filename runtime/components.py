@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,17 @@ class Components:
 
     def hidden_states(self, prompt: str, seconds: dict[str, float]) -> Floats:
         """Return the text encoder's (length, text_width) output; recent prompts are remembered."""
-        ids = self._tokenizer.encode(prompt)  # every time: it warns when it has to cut the prompt
+        return self._remembered(prompt, self._tokenizer.encode(prompt), seconds)  # it warns if it cuts, every time
+
+    def read_ahead(self, prompts: Iterable[str], seconds: dict[str, float]) -> None:
+        """Run the text encoder for all prompts of a request, so that it need not be loaded between conditioner calls.
+
+        ``hidden_states`` then remembers them; warnings are left to it.
+        """
+        for prompt in prompts:
+            self._remembered(prompt, self._tokenizer.encode(prompt, warn=False), seconds)
+
+    def _remembered(self, prompt: str, ids: list[int], seconds: dict[str, float]) -> Floats:
         with self._remembering:
             if prompt not in self._hidden:
                 self._hidden[prompt] = self._encode_text(ids, seconds)

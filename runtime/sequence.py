@@ -77,6 +77,7 @@ def start(job: Job, components: Components, store: ConditioningStore) -> Sequenc
     """
     seconds: dict[str, float] = {}
     latents = _first_latents(job, components, seconds)
+    components.read_ahead((branch.prompt for branch in job.branches), seconds)
     levels = noise_levels(job)
     held: list[Conditioning] = []
     try:

@@ -33,10 +33,10 @@ class Tokenizer:
         if max_length <= self._appended:
             raise BundleError(f"the bundle allows {max_length} tokens a prompt, too few for any word; export it again")
 
-    def encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str, *, warn: bool = True) -> list[int]:
         """The prompt's token ids, at most ``max_length`` of them.
 
-        Warns: PromptTruncatedWarning if the end of the prompt had to be dropped.
+        Warns: PromptTruncatedWarning if the end of the prompt had to be dropped, unless ``warn`` is false.
         Raises: TaskError if the prompt is not text.
         """
         if not isinstance(prompt, str):
@@ -48,10 +48,11 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(prompt).ids
         if len(ids) <= self.max_length:
             return ids
-        warnings.warn(
-            f"the prompt has {len(ids)} tokens and the model reads {self.max_length}; its end was dropped",
-            PromptTruncatedWarning,
-            stacklevel=2,
-        )
+        if warn:
+            warnings.warn(
+                f"the prompt has {len(ids)} tokens and the model reads {self.max_length}; its end was dropped",
+                PromptTruncatedWarning,
+                stacklevel=2,
+            )
         end = len(ids) - self._appended
         return ids[: self.max_length - self._appended] + ids[end:]
