@@ -1,14 +1,15 @@
 """The step on the device: arenas, the state of a pack, and which captured graph runs it."""
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from framert.runtime.arrays import Floats, Ints
 from framert.runtime.backends.triton.buckets import capacity, token_bucket
+from framert.runtime.backends.triton.captures import Captures
 from framert.runtime.backends.triton.failures import as_backend_error
 from framert.runtime.backends.triton.forward import Arenas
 from framert.runtime.backends.triton.settings import Settings
@@ -50,7 +51,7 @@ class TritonDenoiser:
         self._steps: OrderedDict[StepKey, Step] = OrderedDict()
         self._states: dict[int, SlotState] = {}
         self._staging = Staging(settings.device)
-        self._pool: Any = None
+        self._captures = Captures(settings.device) if settings.device.type == "cuda" else None
         self._tables: Tables | None = None
         self._state: SlotState | None = None
 
@@ -98,7 +99,7 @@ class TritonDenoiser:
 
     def step(self, row: Ints, update: Floats) -> None:
         assert self._state is not None
-        with as_backend_error("the denoiser"):
+        with as_backend_error("the denoiser"), self._on_device():
             step = self._current()
             self._staging.send((step.tables.row, row), (self._state.update, update))
             step.run()
@@ -114,6 +115,11 @@ class TritonDenoiser:
     def captured(self) -> list[StepKey]:
         """Return the sizes that are captured, the least recently used first."""
         return [key for key, step in self._steps.items() if step.captured]
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Make the device the current one, as each thread has its own: kernels, streams and graphs go by it."""
+        device = self._settings.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _read(self, values: Tensor) -> Floats:
         assert self._tables is not None
@@ -136,9 +142,9 @@ class TritonDenoiser:
         if key.cached:
             self._grow_cache(self.cache_rows + key.tokens)  # the tail serves requests that do not reuse
         if key not in self._steps:
-            if self._pool is None and self._settings.device.type == "cuda":
-                self._pool = torch.cuda.graph_pool_handle()
-            self._steps[key] = Step(key, self._weights, self._arenas, state, self._settings, self._branches, self._pool)
+            self._steps[key] = Step(
+                key, self._weights, self._arenas, state, self._settings, self._branches, self._captures
+            )
         self._steps.move_to_end(key)
         if len(self._steps) > MAX_STEPS:
             self._steps.popitem(last=False)

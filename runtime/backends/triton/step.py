@@ -8,6 +8,7 @@ from torch import Tensor
 
 from framert.kernels.update.api import update
 from framert.runtime.arrays import Array
+from framert.runtime.backends.triton.captures import Captures
 from framert.runtime.backends.triton.forward import Arenas, TokenTables, velocity_of_tokens
 from framert.runtime.backends.triton.settings import Settings
 from framert.runtime.backends.triton.weights import StepWeights
@@ -48,8 +49,8 @@ class Step:
     """Runs packs of one key: eagerly the first time, on CUDA captured in the second and replayed from then on.
 
     Args:
-        key: the sizes. state: the slots that it reads and writes. pool: memory that all graphs of a denoiser share.
-        branches: of the guidance tables.
+        key: the sizes. state: the slots that it reads and writes. branches: of the guidance tables.
+        captures: makes the graphs of a denoiser; None on the CPU.
     """
 
     def __init__(
@@ -60,12 +61,12 @@ class Step:
         state: SlotState,
         settings: Settings,
         branches: int,
-        pool: Any,
+        captures: Captures | None,
     ) -> None:
         self._weights = weights
         self._arenas = arenas
         self._settings = settings
-        self._pool = pool
+        self._captures = captures
         self._graph: Any = None
         self._runs = 0
         self._holds: Tables | None = None
@@ -116,15 +117,11 @@ class Step:
     def run(self) -> None:
         """Compute one call; row and update are already in place."""
         self._runs += 1
-        if self._settings.device.type == "cpu" or self._runs == 1:
+        if self._captures is None or self._runs == 1:
             self._compute()
             return
         if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            # other threads may go on launching: theirs is not captured
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                self._compute()
-            self._graph = graph
+            self._graph = self._captures.capture(self._compute)
         self._graph.replay()
 
     def _compute(self) -> None:
