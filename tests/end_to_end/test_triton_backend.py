@@ -213,6 +213,19 @@ def test_packs_of_a_bucket_share_one_step_and_their_number_is_bounded(golden_bun
     assert not denoiser._steps
 
 
+def test_the_bucket_alone_sets_the_tile_of_attention(loaded, monkeypatch):
+    own, seen = forward.frame_attention, []
+
+    def recorded(*args, **options):
+        seen.append((len(args[0]), options["query_tile"]))
+        return own(*args, **options)
+
+    monkeypatch.setattr(forward, "frame_attention", recorded)
+    monkeypatch.setattr(forward, "SHORT", 128)
+    loaded("fp32").engine().warm_up([64, 128, 129])
+    assert set(seen) == {(64, 64), (128, 64), (192, None)}
+
+
 def test_warm_up_changes_nothing(loaded, golden_bundle):
     pipe = framert.load(golden_bundle, backend="triton", impl="reference", precision="fp32")
     pipe.warm_up([8, 300])

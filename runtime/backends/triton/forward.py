@@ -107,6 +107,7 @@ def _attend(
         query, key, value, tables.q_range, tables.kv_range,
         arenas.text_k[index], arenas.text_v[index], tables.text_range, layer.gate,
         softcap=weights.softcap, scale=weights.scale, impl=impl,
+        query_tile=64 if len(qkv) <= SHORT else None,
     )  # fmt: skip
     flat: Tensor = attended.flatten(1)
     return flat
