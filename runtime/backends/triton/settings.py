@@ -12,6 +12,7 @@ from framert.runtime.backends.triton.weights import COMPUTE, Precision
 from framert.runtime.errors import BackendError, ConfigError
 
 DEFAULT_PRECISION: Precision = "bf16"
+LEAST_CAPABILITY = (8, 0)  # the first with bf16; the kernels are compiled and measured for it and newer ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +56,22 @@ def choose(impl: str | None, precision: str | None) -> Settings:
     if precision not in COMPUTE:
         raise ConfigError(f"precision is {precision!r}; backend 'triton' takes {', '.join(COMPUTE)}")
     device = _device(impl)
-    if precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
-        raise BackendError(
-            f"precision 'fp8' needs compute capability 8.9 or newer, {torch.cuda.get_device_name(device)} has "
-            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}; use precision='bf16' or 'int8'"
-        )
+    if device.type == "cuda":
+        _check_capability(device, precision)
     return Settings(device=device, impl=impl, precision=precision)  # type: ignore[arg-type]  # checked above
+
+
+def _check_capability(device: torch.device, precision: str) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    has = f"{torch.cuda.get_device_name(device)} has {'.'.join(map(str, capability))}"
+    if capability < LEAST_CAPABILITY:
+        raise BackendError(
+            f"backend 'triton' needs compute capability 8.0 or newer, {has}; choose backend='onnxruntime'"
+        )
+    if precision == "fp8" and capability < FP8_CAPABILITY:
+        raise BackendError(
+            f"precision 'fp8' needs compute capability 8.9 or newer, {has}; use precision='bf16' or 'int8'"
+        )
 
 
 def _device(impl: str) -> torch.device:
@@ -69,6 +80,11 @@ def _device(impl: str) -> torch.device:
     if os.environ.get("TRITON_INTERPRET") == "1":
         if impl == "triton":
             return torch.device("cpu")
+        if torch.cuda.is_available():
+            raise BackendError(
+                "backend 'triton' needs an NVIDIA GPU, and TRITON_INTERPRET=1 keeps Triton from this one; unset it, "
+                "or give impl='triton' to interpret the kernels (slow)"
+            )
     elif torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     raise BackendError(

@@ -53,12 +53,29 @@ def test_auto_does_not_mean_the_interpreter(monkeypatch):
     assert settings.choose("triton", None).device.type == "cpu"
 
 
-def test_fp8_needs_a_device_that_has_it(monkeypatch):
+def pretend(monkeypatch, name, capability):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Orin")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 7))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+def test_an_old_device_is_refused(monkeypatch):
+    pretend(monkeypatch, "Tesla T4", (7, 5))
+    with pytest.raises(BackendError, match=r"needs compute capability 8\.0 or newer, Tesla T4 has 7\.5"):
+        settings.choose(None, "fp32")
+
+
+def test_the_interpreter_beside_a_device_is_named(monkeypatch):
+    pretend(monkeypatch, "A100", (8, 0))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(BackendError, match="TRITON_INTERPRET=1 keeps Triton from this one; unset it"):
+        settings.choose(None, None)
+
+
+def test_fp8_needs_a_device_that_has_it(monkeypatch):
+    pretend(monkeypatch, "Orin", (8, 7))
     with pytest.raises(BackendError, match=r"'fp8' needs compute capability 8\.9 or newer, Orin has 8\.7"):
         settings.choose("auto", "fp8")
     assert settings.choose("auto", "int8").device.type == "cuda"
