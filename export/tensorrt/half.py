@@ -25,7 +25,7 @@ EXACT = {
     "ConstantOfShape", "Constant",
 }  # fmt: skip
 # Operators of whose inputs only some are values; the others keep their types. FrameAttention's gate is always fp32.
-VALUES = {"Resize": (0,), "DequantizeLinear": (1,), "FrameAttention": (0, 1, 2, 5, 6)}
+VALUES = {"Resize": (0,), "FrameAttention": (0, 1, 2, 5, 6)}
 FLOAT = ir.DataType.FLOAT
 
 

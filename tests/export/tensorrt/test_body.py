@@ -122,13 +122,21 @@ def test_padded_body_equals_reference(
     assert relative(found, exact) <= 2e-6
 
 
-def test_a_neighbours_nan_stays_with_it(open_session: Callable[[bytes], Any]) -> None:
+@pytest.mark.parametrize("sick", [0, 1, 2])
+def test_a_neighbours_nan_stays_with_it(sick: int, open_session: Callable[[bytes], Any]) -> None:
+    """Before or behind it, and where the others are padded or have no text."""
     session = open_session(swapped(8, 2, 18, 30.0))
-    arrays = inputs((6, 9, 2, 0), (6, 9, 2, 0), (4, 0, 3, 1), 8, 2, 18)
-    clean = session.run(None, arrays | windows(arrays))[0][6:]
-    for name, rows in (("query", 6), ("key", 6), ("value", 6), ("text_k", 5), ("text_v", 5)):
-        arrays[name][:rows] = np.nan
-    np.testing.assert_array_equal(session.run(None, arrays | windows(arrays))[0][6:], clean)
+    lengths, texts = (4, 9, 6, 0), (4, 0, 3, 1)
+    arrays = inputs(lengths, lengths, texts, 8, 2, 18)
+    others = np.ones(sum(lengths), bool)
+    (begin, count), (text, text_count) = arrays["q_range"][sick], arrays["text_range"][sick]
+    others[begin : begin + count] = False
+    clean = session.run(None, arrays | windows(arrays, 2))[0][others]
+    for name in ("query", "key", "value"):
+        arrays[name][begin : begin + count] = np.nan
+    for name in ("text_k", "text_v"):
+        arrays[name][text : text + text_count] = np.nan
+    np.testing.assert_array_equal(session.run(None, arrays | windows(arrays, 2))[0][others], clean)
 
 
 def test_a_graph_without_the_node_is_left_alone() -> None:
