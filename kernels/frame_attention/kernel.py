@@ -339,40 +339,16 @@ def frame_attention(
     sequences = q_range.shape[0]
     text_k, text_v, text_range, gate = text or (None, None, None, None)
     grid = ((tokens + sequences * (tile.queries - 1)) // tile.queries + sequences + 1, heads)
+    constants = _constants(
+        heads, key.shape[1], head_dim, dtype, tile, softcap=softcap, scale=scale, text=text is not None,
+        device="interpreter" if not query.is_cuda else "other" if torch.version.hip else "nvidia",
+    )  # fmt: skip
     _frame_attention_kernel[grid](
-        query,
-        key,
-        value,
-        q_range,
-        kv_range,
-        text_k,
-        text_v,
-        text_range,
-        gate,
-        tokens,
-        sequences,
-        query.stride(0),
-        key.stride(0),
-        value.stride(0),
-        0 if text_k is None else text_k.stride(0),
-        0 if text_v is None else text_v.stride(0),
-        out.stride(0),
-        out,
-        **_constants(
-            heads,
-            key.shape[1],
-            head_dim,
-            dtype,
-            tile,
-            softcap=softcap,
-            scale=scale,
-            text=text is not None,
-            device="interpreter" if not query.is_cuda else "other" if torch.version.hip else "nvidia",
-        ),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        enable_fp_fusion=True,
-    )
+        query, key, value, q_range, kv_range, text_k, text_v, text_range, gate, tokens, sequences,
+        query.stride(0), key.stride(0), value.stride(0),
+        0 if text_k is None else text_k.stride(0), 0 if text_v is None else text_v.stride(0), out.stride(0), out,
+        **constants, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 def specializations(shape: ModelShape, dtype: Precision, capability: int, *, text: bool = True) -> list[Specialization]:

@@ -9,12 +9,6 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 MIN_WIDTH = 16  # of a product on tensor cores
 QUERY_TILES = (64, 128)
-WARP_GROUPS = (
-    90,
-    100,
-    103,
-    110,
-)  # capabilities whose products read keys and values from shared memory (wgmma, tcgen05)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
