@@ -1,6 +1,7 @@
 """Backend "triton" as a whole: on the CPU by its references and in Triton's interpreter, and on CUDA where there is."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,6 +244,20 @@ def test_warm_up_changes_nothing(loaded, golden_bundle):
 def test_warm_up_of_impossible_sizes_is_refused(count, loaded):
     with pytest.raises(ConfigError, match="give whole numbers from 1 up to 64"):
         loaded("fp32").engine(max_tokens=64).warm_up([count])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_steps_are_captured_again_after_the_arenas_moved_and_by_several_engines(golden_bundle):
+    """With all its graphs torch retires the memory that they shared; and it captures one graph at a time."""
+    pipe = framert.load(golden_bundle, backend="triton", precision="fp32")
+    engines = [pipe.engine() for _ in range(3)]
+    for text in (2048, 8192):
+        for engine in engines:
+            engine._pack._denoiser.reserve(text=text, rows=1)
+            assert not engine._pack._denoiser.captured()
+        with ThreadPoolExecutor(len(engines)) as threads:
+            list(threads.map(lambda engine: engine.warm_up([64, 100, 300]), engines))
+        assert [len(engine._pack._denoiser.captured()) for engine in engines] == [3, 3, 3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
