@@ -3,6 +3,8 @@
 ONNX Runtime and OpenVINO run the function; TensorRT with a plugin of this name (attribute plugin_namespace) runs that.
 """
 
+import re
+
 import onnx
 from onnx import parser
 
@@ -90,21 +92,24 @@ FrameAttention <softcap, scale, plugin_namespace>
 """
 
 
-HALVES = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
-
-
 def function(softcap: float, dtype: int = onnx.TensorProto.FLOAT) -> onnx.FunctionProto:
-    """Return the local function for tensors of an ONNX type; with a softcap of 0 the logits are left as they are."""
+    """Return the local function; with a softcap of 0 the logits are left as they are.
+
+    Args:
+        dtype: ONNX type of the tensors. The body computes in float32, whatever it is: sequences of bfloat16 do not
+            exist, and processors without half precision would cast around every operator.
+    """
     if softcap:
         scale = "Div (scale, softcap)"
         capped = "bent = Tanh (logits) capped = Mul (bent, softcap)"
     else:
         scale, capped = "Identity (scale)", "capped = Identity (logits)"
     body = _BODY.replace("LOGIT_SCALE", scale).replace("CAPPED", capped)
-    if dtype in HALVES:
-        for name in ("softcap", "scale"):  # attributes are float32
-            constant = f"Constant <value_float: float = @{name}> ()"
-            body = body.replace(f"{name} = {constant}", f"{name}_32 = {constant} {name} = Cast <to = {dtype}> ({name}_32)")
-        body = body.replace("SequenceEmpty <dtype = 1>", f"SequenceEmpty <dtype = {dtype}>")
-        body = body.replace("seq(float)", f"seq({HALVES[dtype]})")
+    if dtype != onnx.TensorProto.FLOAT:
+        head, rest = body.split("{", 1)
+        for name in ("query", "key", "value", "text_k", "text_v", "gate"):
+            head = re.sub(rf"\b{name}\b", f"{name}_given", head)
+            rest = f" {name} = Cast <to = 1> ({name}_given)" + rest
+        rest = rest.replace("output = Concat", "output_32 = Concat").rstrip().removesuffix("}")
+        body = f"{head}{{{rest} output = Cast <to = {dtype}> (output_32)\n}}"
     return parser.parse_function(body)

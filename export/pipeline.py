@@ -8,20 +8,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
 from tqdm import tqdm
 
 import framert
-from framert.export import frame_attention
+from framert.export import fidelity, frame_attention
 from framert.export import precision as precisions
 from framert.export.checkpoint import Checkpoint, check_tensors, config_values, open_checkpoint
 from framert.export.models.nextdit import NextDiTConfig
+from framert.export.oracle import Oracle
 from framert.export.passes import clean, fold_weights
 from framert.export.plan import GUIDANCE_BRANCHES, GraphPlan, plan_graphs
 from framert.export.quantize.prepare import prepare
-from framert.export.quantize.recipe import Recipe
+from framert.export.quantize.recipe import HALVES, Recipe
 from framert.export.tokenizer import write_tokenizer
 from framert.export.trace import name_ends, parameters, stored_shapes, trace
+from framert.export.verify import within_budget
 from framert.export.weights import write_model
+from framert.runtime import backends
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Graph, Manifest, ModelSpec, ScheduleSpec
@@ -40,6 +44,7 @@ def export(
     native_side: int | None = None,
     precision: str | Mapping[str, str] = "fp32",
     target: str = "onnx",
+    check: bool = True,
     force: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -53,11 +58,14 @@ def export(
         precision: one word for denoiser and text encoder, "part=word" pairs joined by commas or a mapping of them, or
             "auto"; see ``export.precision``.
         target: "onnx", or "tensorrt" for graphs in the form that its builder takes.
+        check: run real tasks on a bundle that is not all fp32, and beside it on the checkpoint in fp32; the manifest
+            then says how near they are. A large model needs its weights in memory for that, and time.
         force: replace a bundle that stands at ``output``.
         progress: show a bar on stderr.
     Returns: the path of the bundle.
     Raises: CheckpointError for a checkpoint that does not fit; BundleError if ``output`` cannot be written;
-        ConfigError for a ``native_side`` the model cannot have, or a precision that does not exist.
+        ConfigError for a ``native_side`` the model cannot have, a precision that does not exist, or one that is
+            beyond its budget on this checkpoint.
     """
     words = precisions.parts(precision, target)
     with new_bundle(output, force=force) as folder:
@@ -79,14 +87,18 @@ def export(
             graphs={},
             files={},
         )
-        recipes = prepare(Bundle(folder, manifest), opened, plans, words)
+        oracle = Oracle(plans, opened, model)
+        recipes = prepare(Bundle(folder, manifest), opened, oracle, words)
         graphs: dict[str, Graph] = {}
         for plan in (bar := tqdm(plans, unit="graph", disable=not progress)):
             bar.set_description(plan.name)
             word = words[precisions.PART_OF.get(plan.name, plan.name)]
             graphs[plan.name] = _export_graph(plan, recipes[plan.part], word, transformer.softcap, folder, target)
         provenance = _provenance(opened) | {"precision": words}
-        write_manifest(folder, replace(manifest, graphs=graphs, files=file_specs(folder), provenance=provenance))
+        manifest = replace(manifest, graphs=graphs, files=file_specs(folder), provenance=provenance)
+        if check and set(words.values()) != {"fp32"}:
+            manifest = replace(manifest, verified=_tasks(Bundle(folder, manifest), oracle))
+        write_manifest(folder, manifest)
     return Path(output)
 
 
@@ -118,10 +130,26 @@ def _export_graph(plan: GraphPlan, recipe: Recipe, word: str, softcap: float, fo
     weights = fold_weights(
         model.graph, inputs, {name: recipe.weights[name] for value in inputs if (name := str(value.name))}
     )
-    weights = recipe.apply(model.graph, plan.name, word, weights, signed=target == "tensorrt")
-    functions = [frame_attention.function(softcap)] if plan.name == "denoiser" else []
+    weights = recipe.apply(model, plan.name, word, weights, signed=target == "tensorrt")
+    functions = (
+        [frame_attention.function(softcap, HALVES.get(word, onnx.TensorProto.FLOAT))] if plan.name == "denoiser" else []
+    )
     files = write_model(model, weights, functions, folder, plan.name)
     return Graph(files=files, precision=precisions.WORDS[word], inputs=dict(plan.inputs), outputs=dict(plan.outputs))
+
+
+def _tasks(bundle: Bundle, oracle: Oracle) -> dict[str, Any]:
+    """Return what real tasks show of a new bundle. Raises: ConfigError if they show that it must not be used."""
+    if any(graph.precision == "bfloat16" for graph in bundle.manifest.graphs.values()):
+        return {"tasks_not_run": "onnxruntime has no bfloat16 products on the CPU"}
+    tasks = fidelity.measure(bundle, backends.create("onnxruntime", bundle, threads=None), oracle)
+    if not within_budget(tasks, bundle):
+        worst = max(level["max"] for level in tasks["velocity"].values())
+        raise ConfigError(
+            f"{bundle.manifest.graphs['denoiser'].precision} moves this checkpoint's velocity by {worst:.2g} on real "
+            "tasks, which is no rounding any more; choose another precision"
+        )
+    return {"tasks": tasks | {"passed": True}}
 
 
 def _values(checkpoint: Checkpoint, part: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -19,21 +19,36 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "fp8": "float8e4m3fn",
     }
 )
-# What a part can be made in. The autoencoder and the conditioner run once and decide every step: full precision, or
-# weights stored in half of it. Multipliers of all layers come from the conditioner, and are kept in fp32.
-ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+# What a part can be made in, by target. The autoencoder and the conditioner run once and decide all steps: they stay in
+# fp32. T5 overflows fp16, in the residual stream too, where nothing cancels a factor.
+ALLOWED: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "text_encoder": ("fp32", "int8", "int4", "fp8"),
-        "vae": ("fp32",),
-        "conditioner": ("fp32",),
-        "denoiser": ("fp32", "int8", "int4", "fp8"),
+        "onnx": {
+            "text_encoder": ("fp32", "int8", "int4"),
+            "vae": ("fp32",),
+            "conditioner": ("fp32",),
+            "denoiser": ("fp32", "fp16", "int8", "int4"),
+        },
+        "tensorrt": {
+            "text_encoder": ("fp32", "bf16", "int8", "int4", "fp8"),
+            "vae": ("fp32",),
+            "conditioner": ("fp32",),
+            "denoiser": ("fp32", "fp16", "bf16", "int8", "int4", "fp8"),
+        },
     }
 )
+# Why a target has not what the other one has, and what does.
+ABSENT = {
+    "bf16": "onnxruntime has no bfloat16 products on the CPU; backend 'openvino' runs an fp32 bundle with "
+    "precision='bf16', and target tensorrt has it",
+    "fp8": "no CPU multiplies float8; target tensorrt has it, for compute capability 8.9 and above",
+    "fp16": "T5 overflows fp16; take bf16 or int8",
+}
 # One word for everything: the parts it does not name here are fp32. 4 bits are for the large part alone.
 TOGETHER: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {word: {"denoiser": word, "text_encoder": "int8" if word == "int4" else word} for word in WORDS}
+    {word: {"denoiser": word, "text_encoder": {"int4": "int8", "fp16": "fp32"}.get(word, word)} for word in WORDS}
 )
-BEST: Mapping[str, Mapping[str, str]] = MappingProxyType({"onnx": TOGETHER["int8"], "tensorrt": TOGETHER["fp32"]})
+BEST: Mapping[str, Mapping[str, str]] = MappingProxyType({"onnx": TOGETHER["int8"], "tensorrt": TOGETHER["bf16"]})
 PART_OF = MappingProxyType({"vae_encoder": "vae", "vae_decoder": "vae"})
 
 
@@ -57,7 +72,7 @@ def parts(precision: str | Mapping[str, str], target: str = "onnx") -> dict[str,
     for part, word in pairs.items():
         if part not in PARTS:
             raise ConfigError(f"precision names the part {part!r}; the parts are {', '.join(PARTS)}")
-        _check(part, word)
+        _check(part, word, target)
         chosen[part] = word
     return chosen
 
@@ -71,7 +86,7 @@ def _together(word: str, target: str) -> dict[str, str]:
             "denoiser=int8,text_encoder=int8"
         )
     for part, own in TOGETHER[word].items():
-        _check(part, own)
+        _check(part, own, target)
     return dict(TOGETHER[word])
 
 
@@ -89,7 +104,10 @@ def _pairs(text: str) -> dict[str, str]:
     return pairs
 
 
-def _check(part: str, word: str) -> None:
-    if word not in ALLOWED[part]:
-        known = f"choose one of {', '.join(ALLOWED[part])}"
-        raise ConfigError(f"precision of {part} is {word!r}; {known}")
+def _check(part: str, word: str, target: str) -> None:
+    allowed = ALLOWED[target][part]
+    if word not in allowed:
+        why = f" ({ABSENT[word]})" if word in ABSENT and part in TOGETHER["int8"] else ""
+        raise ConfigError(
+            f"precision of {part} is {word!r} for target {target!r}{why}; choose one of {', '.join(allowed)}"
+        )

@@ -1,4 +1,8 @@
-"""Real tasks run end to end: what calibration listens to, and what ``verify`` compares precisions on."""
+"""Real tasks run end to end: what calibration listens to, and what precisions are compared on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import framert
 from framert.export.weights import Array
@@ -12,35 +16,50 @@ MAX_SIDE = 16  # tokens: larger native sizes are rehearsed at this many a side, 
 VIEWS = ((0.0, 30.0), (20.0, 20.0), (1.6, 1.6))  # azimuths and elevations in degrees, distances
 
 
-def rehearse(pipeline: framert.Pipeline, *, steps: int, seed: int) -> dict[str, Array]:
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """latents: of each task, (generated frames, channels, h, w). pictures: what later tasks were given."""
+
+    latents: Mapping[str, Array]
+    pictures: Mapping[str, Any]
+
+
+def rehearse(
+    pipeline: framert.Pipeline,
+    *,
+    steps: int,
+    seed: int,
+    given: Mapping[str, Any] | None = None,
+    on_step: Callable[[Any], None] | None = None,
+) -> Rehearsal:
     """Run tasks that between them have every kind of frame: made and given pictures, maps and rays.
 
-    The given pictures are the first task's results, so nothing but the model is needed.
-    Returns: the final latents of each task, (generated frames, channels, h, w).
+    The given pictures are earlier tasks' results, so nothing but the model is needed.
+
+    Args:
+        given: pictures of another rehearsal to use instead, so that both do the same.
+        on_step: as for ``Pipeline.run``.
     """
     model, native = pipeline.manifest.model, pipeline.manifest.native_side
     side = min(native, MAX_SIDE * model.multiple)
-    size = (side, side)
-    made = pipeline.run("text_to_image", prompt=list(PROMPTS), steps=steps, seed=seed, size=size)
-    picture = made[0].images[0]
-    depth = pipeline.run("image_to_depth", images=[picture], steps=steps, seed=seed + 10, size=size)
-    again = pipeline.run(
-        "depth_to_image", images=[depth.images[0]], prompt=PROMPTS[0], steps=steps, seed=seed + 20, size=size
-    )
-    view = pipeline.run(
+    latents: dict[str, Array] = {}
+    pictures: dict[str, Any] = {}
+
+    def run(task: str, name: str, number: int, **arguments: Any) -> None:
+        result = pipeline.run(task, steps=steps, seed=seed + number, size=(side, side), on_step=on_step, **arguments)
+        latents[name] = result.latents
+        pictures[name] = given[name] if given is not None else result.images[0]
+
+    run("text_to_image", "text_to_image", 0, prompt=PROMPTS[0])
+    run("text_to_image", "text_to_image, other prompt", 1, prompt=PROMPTS[1])
+    run("image_to_depth", "image_to_depth", 2, images=[pictures["text_to_image"]])
+    run("depth_to_image", "depth_to_image", 3, images=[pictures["image_to_depth"]], prompt=PROMPTS[0])
+    run(
         "image_to_multiview",
-        images=[made[1].images[0]],
+        "image_to_multiview",
+        4,
+        images=[pictures["text_to_image, other prompt"]],
         prompt=PROMPTS[1],
         cameras=framert.Cameras.orbit(*VIEWS),
-        steps=steps,
-        seed=seed + 30,
-        size=size,
     )
-    results = {
-        "text_to_image": made[0],
-        "text_to_image, second prompt": made[1],
-        "image_to_depth": depth,
-        "depth_to_image": again,
-        "image_to_multiview": view,
-    }
-    return {name: result.latents for name, result in results.items()}
+    return Rehearsal(latents, pictures)

@@ -16,10 +16,15 @@ KEPT = 4  # tokens of each call that are kept as examples
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """Inputs of one product. channel: (in,) root mean square of each channel. sample: (n, in), some of the tokens."""
+    """Inputs of one product. channel: (in,) root mean square of each channel. sample: (n, in), some of the tokens.
+
+    largest, result: largest magnitude of any value of the inputs, and of the product's results.
+    """
 
     channel: Floats
     sample: Floats
+    largest: float
+    result: float
 
     def amax(self, divided_by: Floats | None = None) -> float:
         """Return a usual token's largest magnitude, after its channels are divided: a root mean square over tokens."""
@@ -31,6 +36,8 @@ class Activation:
 class _Seen:
     squares: torch.Tensor
     tokens: int = 0
+    largest: float = 0.0
+    result: float = 0.0
     sample: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -46,17 +53,19 @@ def observe(models: Mapping[str, nn.Module]) -> Iterator[dict[str, Activation]]:
     found: dict[str, Activation] = {}
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             tokens = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
             entry = seen.setdefault(name, _Seen(torch.zeros(tokens.shape[1], dtype=torch.float64)))
             entry.squares += tokens.double().square().sum(0)
             entry.tokens += len(tokens)
+            entry.largest = max(entry.largest, float(tokens.abs().max()))
+            entry.result = max(entry.result, float(output.detach().abs().max()))
             entry.sample.append(tokens[:: -(-len(tokens) // KEPT)].clone())
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(watch(f"{prefix}{name}.weight"))
+        module.register_forward_hook(watch(f"{prefix}{name}.weight"))
         for prefix, model in models.items()
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
@@ -68,4 +77,5 @@ def observe(models: Mapping[str, nn.Module]) -> Iterator[dict[str, Activation]]:
             handle.remove()
         for name, entry in seen.items():
             channel = (entry.squares / max(entry.tokens, 1)).sqrt().float().numpy()
-            found[name] = Activation(channel, torch.cat(entry.sample).float().numpy())
+            sample = torch.cat(entry.sample).float().numpy()
+            found[name] = Activation(channel, sample, entry.largest, entry.result)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import framert
 from framert.export.checkpoint import ALIASES, Checkpoint
 from framert.export.oracle import Oracle
-from framert.export.plan import GraphPlan
 from framert.export.quantize import calibration, smoothing
 from framert.export.quantize.calibration import Activation
 from framert.export.quantize.recipe import SMOOTHED, Recipe
@@ -18,35 +17,33 @@ SEED = 1000  # other noise than verify's
 DECIDES = {"transformer": "denoiser", "text_encoder": "text_encoder"}  # whose precision asks for a part's calibration
 
 
-def prepare(
-    bundle: Bundle, checkpoint: Checkpoint, plans: Sequence[GraphPlan], words: Mapping[str, str]
-) -> dict[str, Recipe]:
+def prepare(bundle: Bundle, checkpoint: Checkpoint, oracle: Oracle, words: Mapping[str, str]) -> dict[str, Recipe]:
     """Return the recipe of every checkpoint part.
 
     Args:
         bundle: the one that is being made, with its tokenizer and a manifest without graphs.
-        words: precision by part of the bundle.
+        oracle: runs the checkpoint. words: precision by part of the bundle.
     """
-    stored = {plan.part: _stored(checkpoint, plan.part) for plan in plans}
+    stored = {part: _stored(checkpoint, part) for part in checkpoint.tensors}
     wanted = [part for part, name in DECIDES.items() if words[name] in SMOOTHED]
     if not wanted:
         return {part: Recipe(weights) for part, weights in stored.items()}
-    found = calibrate(bundle, checkpoint, plans, wanted)
+    found = calibrate(bundle, oracle, wanted)
     links = {
         "transformer": smoothing.transformer_links(bundle.manifest.model.depth),
         "text_encoder": smoothing.text_links(int(checkpoint.configs["text_encoder"]["num_layers"])),
     }
-    return {
+    recipes = {
         part: Recipe.smoothed(weights, links[part], found[part]) if part in wanted else Recipe(weights)
         for part, weights in stored.items()
     }
+    if words["denoiser"] == "fp16":
+        recipes["transformer"] = recipes["transformer"].folded(bundle.manifest.model.depth)
+    return recipes
 
 
-def calibrate(
-    bundle: Bundle, checkpoint: Checkpoint, plans: Sequence[GraphPlan], wanted: Sequence[str]
-) -> dict[str, dict[str, Activation]]:
+def calibrate(bundle: Bundle, oracle: Oracle, wanted: Sequence[str]) -> dict[str, dict[str, Activation]]:
     """Run real tasks on the checkpoint in fp32; return the inputs of the products of the wanted parts."""
-    oracle = Oracle(plans, checkpoint, bundle.manifest.model)
     with calibration.observe({f"{part}/": oracle.part(part) for part in wanted}) as seen:
         rehearse(framert.Pipeline(bundle, oracle), steps=STEPS, seed=SEED)
     found: dict[str, dict[str, Activation]] = {part: {} for part in wanted}

@@ -11,6 +11,7 @@ from framert.runtime.errors import BackendError
 from framert.runtime.tables import Tables
 
 Output = TypeVar("Output")
+FLOAT8 = "float8e4m3fn"  # as the manifest calls it
 
 
 class OnnxRuntimeBackend:
@@ -48,6 +49,9 @@ class OnnxRuntimeBackend:
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads or 0
         self._options.log_severity_level = 3
+        if any(graph.precision == FLOAT8 for graph in bundle.manifest.graphs.values()):
+            # It would fuse the Q/DQ of float8 into its integer product, which then refuses the type.
+            self._options.add_session_config_entry("session.disable_quant_qdq", "1")
         if low_memory:
             # Packed copies of the weights would lie beside the mapped file, and the arena keeps its largest state.
             self._options.add_session_config_entry("session.disable_prepacking", "1")

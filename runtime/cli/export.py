@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TARGET",
         help="onnx, or tensorrt for quantized graphs in the form that its builder takes (default: onnx)",
     )
+    parser.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="do not run real tasks to measure a precision below fp32; a large model takes long for them",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that exists")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         native_side=arguments.native_side,
         precision=arguments.precision,
         target=arguments.target,
+        check=not arguments.unchecked,
         force=arguments.force,
         progress=not arguments.quiet,
     )
