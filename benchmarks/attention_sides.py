@@ -80,6 +80,9 @@ def attention_sides(case: Case, impl: Impl, *, compiled: bool) -> dict[str, Call
     scale = case.scale
     return {
         "frame_attention": lambda: lambda: frame_attention(*own, softcap=SOFTCAP, scale=scale, impl=impl),
+        "frame_attention-tile64": lambda: (
+            lambda: frame_attention(*own, softcap=SOFTCAP, scale=scale, impl=impl, query_tile=64)
+        ),
         "frame_attention+text": lambda: lambda: frame_attention(*own, *text, softcap=SOFTCAP, scale=scale, impl=impl),
         "frame_attention-nocap": lambda: lambda: frame_attention(*own, softcap=0.0, scale=scale, impl=impl),
         "sdpa-cudnn": lambda: _sdpa(case, SDPBackend.CUDNN_ATTENTION),
@@ -100,7 +103,8 @@ def check(case: Case, side: str, call: Callable[[], object]) -> float:
     asked, among = (torch.tensor([[0, count]], dtype=torch.int32) for count in (few, length))
     place = case.text_range[number : number + 1].cpu()
     gate = case.gate.cpu() * (1 if side.endswith("+text") else 0)
-    softcap = SOFTCAP if side in ("frame_attention", "frame_attention+text") or side.endswith("-softcap") else 0.0
+    capped = side.startswith("frame_attention") != side.endswith("-nocap") or side.endswith("-softcap")
+    softcap = SOFTCAP if capped else 0.0
     expected = reference.frame_attention(
         query, key, value, asked, among, case.text_k.float().cpu(), case.text_v.float().cpu(), place, gate,
         softcap=softcap, scale=case.scale,

@@ -5,7 +5,8 @@
 
 Attention: TFLOP/s on useful work, beside torch's fused attention (cuDNN and flash, without the softcap, which flatters
 them), FlexAttention with softcap, and flash-attn where it is installed. Memory-bound kernels: the share of the copy
-bandwidth of the same run. Every attention side is compared with plain torch before it is timed.
+bandwidth of the same run. Every attention side is compared with plain torch before it is timed. Calls are replayed from
+CUDA graphs: several kernels here take less time than their launch from Python does.
 """
 
 import sys
@@ -59,7 +60,7 @@ def attention(bench: Bench, name: str, lengths: tuple[int, ...], head_dim: int) 
         if not error < (1e-4 if dtype == torch.float32 else 2e-2):
             bench.leave_out(side, text, f"it is {error:.2g} from plain torch")
             del built[side]
-    seconds = bench.seconds(built)
+    seconds = bench.seconds(built, captured=True)
     for side, values in seconds.items():
         flops = case.flops(text=side.endswith("+text"))
         bench.add(side, text, "rate", "TFLOP/s", [flops / each / 1e12 for each in values])
@@ -132,7 +133,7 @@ def bandwidth(bench: Bench) -> float:
         }
     case = f"{tokens} tokens of {hidden}, bf16"
     built = bench.build({name: (lambda side=side: side) for name, (side, _) in work.items()}, case)
-    seconds = bench.seconds(built)
+    seconds = bench.seconds(built, captured=True)
     for name, values in seconds.items():
         bench.add(name, case, "bandwidth", "GB/s", [work[name][1] / each / 1e9 for each in values])
     for name, values in seconds.items():
@@ -155,7 +156,7 @@ def products(bench: Bench) -> None:
             if bench.device.type == "cuda":
                 sides[f"gemm-{kind}-triton"] = lambda a=a, b=b, kind=kind: _quantized(a, b, kind, "triton", bench)
         case = f"{name}: {m} x {k} x {n}"
-        for side, values in bench.seconds(bench.build(sides, case)).items():
+        for side, values in bench.seconds(bench.build(sides, case), captured=True).items():
             bench.add(side, case, "rate", "TFLOP/s", [2 * m * n * k / each / 1e12 for each in values])
     few = 16
     a, b = torch.randn(few, hidden, device=bench.device).bfloat16(), torch.randn(ffn, hidden, device=bench.device)
@@ -166,7 +167,7 @@ def products(bench: Bench) -> None:
         "weight_only_matmul": lambda: lambda: weight_only_matmul(a, packed, scale, group=64, impl=bench.impl),
     }
     case = f"4-bit weights: {few} x {hidden} x {ffn}"
-    for side, values in bench.seconds(bench.build(sides, case)).items():
+    for side, values in bench.seconds(bench.build(sides, case), captured=True).items():
         bench.add(side, case, "rate", "TFLOP/s", [2 * few * hidden * ffn / each / 1e12 for each in values])
 
 

@@ -76,13 +76,20 @@ class Bench:
                 self.free()
         return built
 
-    def seconds(self, sides: Mapping[str, Side]) -> dict[str, list[float]]:
-        """Return seconds per call of every side; entry i of each belongs to round i, every other round reversed."""
+    def seconds(self, sides: Mapping[str, Side], *, captured: bool = False) -> dict[str, list[float]]:
+        """Return seconds per call of every side; entry i of each belongs to round i, every other round reversed.
+
+        captured: replay the calls from a CUDA graph, as a step does, or the host's time to launch a short kernel would
+            be taken for the kernel's. A side that cannot be captured is left out.
+        """
         repeats = {name: self._repeats(side) for name, side in sides.items()}
-        found: dict[str, list[float]] = {name: [] for name in sides}
+        bursts = {name: self._repeated(side, repeats[name]) for name, side in sides.items()}
+        if captured and self.device.type == "cuda":
+            bursts = self.build({name: lambda burst=burst: _graph(burst) for name, burst in bursts.items()}, "a graph")
+        found: dict[str, list[float]] = {name: [] for name in bursts}
         for turn in range(self.rounds):
-            for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
-                found[name].append(self._burst(sides[name], repeats[name]) / repeats[name])
+            for name in list(bursts) if turn % 2 == 0 else reversed(list(bursts)):
+                found[name].append(self._timed(bursts[name]) / repeats[name])
         return found
 
     def wait(self) -> None:
@@ -98,22 +105,36 @@ class Bench:
 
     def _repeats(self, side: Side) -> int:
         for _ in range(1 if self.tiny else 3):
-            once = self._burst(side, 1)
+            once = self._timed(side)
         return 1 if self.tiny else max(1, int(BURST_SECONDS / max(once, 1e-6)))
 
-    def _burst(self, side: Side, repeats: int) -> float:
-        if self.device.type != "cuda":
-            start = time.perf_counter()
+    @staticmethod
+    def _repeated(side: Side, repeats: int) -> Side:
+        def burst() -> None:
             for _ in range(repeats):
                 side()
+
+        return burst
+
+    def _timed(self, burst: Side) -> float:
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            burst()
             return time.perf_counter() - start
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        for _ in range(repeats):
-            side()
+        burst()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000
+
+
+def _graph(burst: Side) -> Side:
+    """Return what replays the burst, which has run before."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        burst()
+    return graph.replay
 
 
 def file_of(device: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: every operator timed alone, beside the bound of its bytes or its products."""
+"""Where the time of a step goes: every operator alone, replayed as in a step, beside its bound, bytes or products."""
 
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +84,7 @@ def ledger(bench: Bench, name: str, framert: Framert) -> None:
         ),
         "update": (
             lambda: update(
-                output, state.latents.clone(), state.history, step._guidance_index, step._guidance_weight,
+                output, state.latents, state.history, step._guidance_index, step._guidance_weight,
                 state.update, velocity=state.velocity, impl=impl,
             ),
             1, 0.0, 4.0 * slots * width * 7,
@@ -94,7 +94,7 @@ def ledger(bench: Bench, name: str, framert: Framert) -> None:
     built = bench.build({name: (lambda side=side: side) for name, (side, *_) in work.items()}, name)
     whole = bench.seconds({"step": framert})["step"]
     total = 0.0
-    for operator, values in bench.seconds(built).items():
+    for operator, values in bench.seconds(built, captured=True).items():
         _, times, operations, moved = work[operator]
         milliseconds = [1000 * times * each for each in values]
         total += sorted(milliseconds)[len(milliseconds) // 2]
@@ -119,7 +119,7 @@ def _limits(bench: Bench, tokens: int, hidden: int, ffn: int, dtype: torch.dtype
         "gemm": lambda: lambda: functional.linear(a, b),
         "copy": lambda: lambda: target.copy_(source),
     }
-    timed = bench.seconds(bench.build(makers, "limits"))
+    timed = bench.seconds(bench.build(makers, "limits"), captured=True)
     seconds = {side: sorted(values)[len(values) // 2] for side, values in timed.items()}
     rate, copy = 2.0 * tokens * hidden * 2 * ffn / seconds["gemm"], 8.0 * source.numel() / seconds["copy"]
     bench.add("gemm", "limits", "rate", "TFLOP/s", [rate / 1e12])

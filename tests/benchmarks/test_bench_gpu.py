@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +44,8 @@ def measured(name: str) -> tuple[object, dict[tuple[str, str], list[float]]]:
 def test_the_kernels_benchmark_runs_every_path(scripts: Path) -> None:
     bench, found = measured("kernels")
     assert bench.failures == []
-    for side in ("frame_attention", "frame_attention+text", "frame_attention-nocap", "sdpa-flash", "flex-softcap"):
+    own = ("frame_attention", "frame_attention-tile64", "frame_attention+text", "frame_attention-nocap")
+    for side in (*own, "sdpa-flash", "flex-softcap"):
         assert len(found[side, "rate"]) == 2  # equal and ragged sequences
     assert len(found["frame_attention/flex-softcap", "rate_ratio"]) == 2
     for kernel in ("norm_modulate", "gated_residual+norm", "qk_norm_rope", "swiglu-int8", "swiglu-fp8", "update"):
@@ -108,6 +112,43 @@ def test_a_side_that_cannot_run_is_left_out_and_ours_fails_the_run(
     assert "left out: sdpa-cudnn at a case: no such thing\n" in capsys.readouterr().err
     assert bench.build({"frame_attention": lambda: broken}, "a case") == {}
     assert bench.failures == ["frame_attention at a case: no such thing"]
+
+
+def test_captured_calls_are_replayed_and_a_side_that_cannot_be_is_left_out(
+    scripts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, replays = [], []
+
+    class Graph:
+        def replay(self) -> None:
+            replays.append(1)
+
+    class Event:
+        def __init__(self, **_: object) -> None: ...
+        def record(self) -> None: ...
+        def synchronize(self) -> None: ...
+        def elapsed_time(self, _: "Event") -> float:
+            return 0.4  # milliseconds
+
+    @contextmanager
+    def capture(_: Graph) -> Iterator[None]:
+        calls.append("captured")
+        yield
+
+    def stubborn() -> None:
+        if calls.count("captured") == 2:
+            raise RuntimeError("not permitted when stream is capturing")
+
+    stand_ins = {"CUDAGraph": Graph, "graph": capture, "Event": Event, "synchronize": lambda *_: None,
+                 "empty_cache": lambda: None}  # fmt: skip
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    bench = replace(tiny(import_module("device"), "kernels"), device=torch.device("cuda"), tiny=False)
+    found = bench.seconds({"fine": lambda: calls.append("fine"), "sdpa-own": stubborn}, captured=True)
+    assert found == {"fine": [0.4e-3 / 5] * 2}  # 5 calls in a burst of 2 ms, two rounds
+    assert calls.count("fine") == 3 + 5  # once for each look at its time, and in the graph
+    assert len(replays) == 1 + 2
+    assert bench.failures == []
 
 
 @pytest.mark.parametrize(
