@@ -29,10 +29,15 @@ class Captures:
         into a retired one fails.
         """
         graph = torch.cuda.CUDAGraph()
-        with _CAPTURING:
+        before = torch.cuda.current_stream()
+        with _CAPTURING, torch.cuda.stream(before):  # which torch does not restore by itself where a capture breaks
             pool = next((other.pool() for other in self._alive), None)
-            # other threads may go on launching: theirs is not captured
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                compute()
+            try:
+                # other threads may go on launching: theirs is not captured
+                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                    compute()
+            except BaseException:
+                self._alive.clear()  # torch may take the broken capture's pool for one still being recorded
+                raise
         self._alive.add(graph)
         return graph

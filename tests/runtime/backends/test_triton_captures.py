@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -33,8 +33,10 @@ class Cuda:
         assert pool is None or pool in [held for held, _ in self.graphs]
         self.underway += 1
         self.most = max(self.most, self.underway)
-        yield
-        self.underway -= 1
+        try:
+            yield
+        finally:
+            self.underway -= 1
         self.made += pool is None
         graph.own = self.made if pool is None else pool
         self.graphs.append((graph.own, id(graph)))
@@ -46,6 +48,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", made.CUDAGraph)
     monkeypatch.setattr(torch.cuda, "graph", made.graph)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a stream")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the default stream")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(stream))
     return made
 
 
@@ -61,6 +65,15 @@ def test_graphs_share_the_memory_of_one_that_lives(cuda):
     del second, third
     gc.collect()  # as after the arenas moved
     assert captures.capture(lambda: None).pool() != pool
+
+
+def test_a_broken_capture_leaves_its_memory_alone(cuda):
+    captures = Captures(torch.device("cuda", 0))
+    first = captures.capture(lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        captures.capture(lambda: 1 / 0)
+    assert captures.capture(lambda: None).pool() != first.pool()
+    assert cuda.underway == 0
 
 
 def test_engines_capture_one_after_another(cuda):
