@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CHANNELS = 4  # of each link and layer
-OVERFLOW = np.float32(2.0**12)
+OVERFLOW = 2.0**12  # of the results of wo and w2; a power of two
 Tensors = dict[str, NDArray[np.float32]]
 
 
@@ -34,7 +34,7 @@ def links(layer: str) -> list[tuple[str, tuple[str, ...]]]:
     ]
 
 
-def plant(tensors: Tensors, depth: int, seed: int = 0) -> Tensors:
+def plant(tensors: Tensors, depth: int, seed: int = 0, overflow: float = OVERFLOW) -> Tensors:
     """Return the stored tensors of a NextDiT with outliers; the arguments stay as they are."""
     rng = np.random.default_rng(seed)
     planted = {name: np.array(values, np.float32) for name, values in tensors.items()}
@@ -47,7 +47,7 @@ def plant(tensors: Tensors, depth: int, seed: int = 0) -> Tensors:
             for name in reads:
                 planted[name][:, channels] /= factors
         for name in (f"{layer}.attention.wo.weight", f"{layer}.feed_forward.w2.weight"):
-            planted[name] *= OVERFLOW
+            planted[name] *= np.float32(overflow)
     return planted
 
 
@@ -66,12 +66,12 @@ def main() -> int:
     return 0
 
 
-def write(checkpoint: Path, output: Path, seed: int = 0) -> None:
+def write(checkpoint: Path, output: Path, seed: int = 0, overflow: float = OVERFLOW) -> None:
     """Write a copy of a checkpoint with outliers in its transformer, in fp32. Raises: OSError."""
     from safetensors.numpy import load_file, save_file
 
     depth = json.loads((checkpoint / "transformer/config.json").read_text(encoding="utf-8"))["depth"]
-    planted = plant(load_file(checkpoint / WEIGHTS), depth, seed)
+    planted = plant(load_file(checkpoint / WEIGHTS), depth, seed, overflow)
     shutil.copytree(checkpoint, output)
     save_file(planted, output / WEIGHTS)
 
