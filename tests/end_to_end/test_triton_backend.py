@@ -247,6 +247,19 @@ def test_warm_up_of_impossible_sizes_is_refused(count, loaded):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_packed_equals_alone_bit_for_bit_on_cuda(precision, golden_bundle):
+    """Here products are a library's, which nothing but this holds to one order of sums for every row."""
+    if precision == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this device has no fp8")
+    pipe = framert.load(golden_bundle, backend="triton", precision=precision)
+    alone = [pipe.engine().submit(request).result() for request in REQUESTS]
+    engine = pipe.engine()
+    for request, ticket, expected in zip(REQUESTS, [engine.submit(item) for item in REQUESTS], alone, strict=True):
+        np.testing.assert_array_equal(ticket.result().latents, expected.latents, err_msg=str(request.task))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_steps_are_captured_again_after_the_arenas_moved_and_by_several_engines(golden_bundle):
     """With all its graphs torch retires the memory that they shared; and it captures one graph at a time."""
     pipe = framert.load(golden_bundle, backend="triton", precision="fp32")
