@@ -49,7 +49,8 @@ def compare(bundle: Bundle, others: Mapping[str, tuple[str, str | None]], *, thr
         made = backends.create(backend, bundle, threads=threads, precision=precision)
         actual, seconds = _velocities(bundle, made, samples)
         errors = [float(np.linalg.norm(a - e) / np.linalg.norm(e)) for a, e in zip(actual, expected, strict=True)]
-        found[name] = Comparison(velocity_error=max(errors), seconds=seconds)
+        # not max(): it would lose a NaN
+        found[name] = Comparison(velocity_error=float(np.max(errors)), seconds=seconds)
     return found
 
 

@@ -90,6 +90,8 @@ class EnergyMeter:
 def _counters(root: Path) -> list[Counter]:
     found = []
     for zone in sorted(root.glob("class/powercap/*/energy_uj")):
+        if "mmio" in zone.parent.name:  # a second door to the same counter of the package
+            continue
         try:
             name = (zone.parent / "name").read_text().strip()
             if name.startswith(("package", "dram")):  # core and uncore are parts of the package

@@ -1,8 +1,6 @@
 """Benchmark rows: what was measured, on what, and at which commit. A row is written by a program, never by hand."""
 
 import csv
-import os
-import platform
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from framert.runtime import cpu
 from framert.runtime.errors import ConfigError
 
 RESULTS = "benchmarks/results"  # relative to the checkout; the one place that may differ from the commit
@@ -203,13 +202,7 @@ def checkout() -> Path | None:
 
 def cpu_name() -> str:
     """Return the CPU's model and the logical cores this process may use, such as "AMD EPYC (2 cores)"."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), model)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model} ({cores} cores)"
+    return f"{cpu.cpu_name()} ({cpu.cpu_cores()} cores)"
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -16,13 +16,15 @@ from typing import Any
 from framert.runtime.bench.measure import BENCH, Report, measure
 from framert.runtime.bench.plan import Plan
 from framert.runtime.bench.quality import DEFAULT_GATE
-from framert.runtime.bench.rows import Environment, Row, checkout
+from framert.runtime.bench.rows import Environment, Row, checkout, read
 from framert.runtime.bench.trace import FORM, Trace
 from framert.runtime.bench.workload import request
 from framert.runtime.bundle import Bundle
 from framert.runtime.checkpoints import is_checkpoint
 from framert.runtime.cli import values
 from framert.runtime.cli.lazy import export_module
+from framert.runtime.cpu import cpu_cores
+from framert.runtime.errors import ConfigError
 from framert.runtime.job import prepare
 from framert.runtime.pipeline import load
 from framert.runtime.task_table import TASKS, find_task
@@ -84,9 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.output is not None:
+        _check_output(Path(arguments.output))
     environment = Environment.capture(
         checkout(),
-        threads=arguments.threads or _cores(),
+        threads=arguments.threads or cpu_cores(),
         record=arguments.output is not None,
     )
     say = _silent if arguments.quiet else _say
@@ -141,6 +145,18 @@ def _bundle(arguments: argparse.Namespace, folder: Path, say: Callable[[str], No
     return folder / f"{path.name}.bundle", time.perf_counter() - begin
 
 
+def _check_output(path: Path) -> None:
+    """Refuse a file that rows cannot be appended to before an hour of measuring rather than after."""
+    if path.suffix != ".csv" or path.is_dir():
+        raise ConfigError(f"-o is {path}; rows are appended to a file whose name ends in .csv")
+    if not path.resolve().parent.is_dir():
+        raise ConfigError(f"-o is {path}, in a folder that does not exist; make it first")
+    if path.exists() and path.stat().st_size:
+        read(path)
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise ConfigError(f"-o is {path}, which cannot be written; give another")
+
+
 def _sizes(text: str) -> list[tuple[int, int]]:
     return [values.size(part) for part in text.split(",")]
 
@@ -184,10 +200,6 @@ def _content(report: Report, environment: Environment) -> dict[str, Any]:
         "rows": [asdict(row) for row in report.rows],
         "failures": report.failures,
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _say(line: str) -> None:

@@ -186,6 +186,7 @@ def test_energy_counters_add_up_and_start_again(tmp_path: Path) -> None:
         "intel-rapl:0": ("package-0", 999_000_000, 1_000_000_000),
         "intel-rapl:0:0": ("core", 5_000_000, 1_000_000_000),  # a part of the package
         "intel-rapl:0:1": ("dram", 1_000_000, 1_000_000_000),
+        "intel-rapl-mmio:0": ("package-0", 999_000_000, 1_000_000_000),  # the first one again
         "broken": ("package-1", "", 1),
     }
     for zone, (name, value, span) in zones.items():
@@ -195,7 +196,12 @@ def test_energy_counters_add_up_and_start_again(tmp_path: Path) -> None:
     assert meter.available
     assert meter.read() == 0
     write_tree(
-        tmp_path / "class/powercap", {"intel-rapl:0/energy_uj": "4000000", "intel-rapl:0:1/energy_uj": "3000000"}
+        tmp_path / "class/powercap",
+        {
+            "intel-rapl:0/energy_uj": "4000000",
+            "intel-rapl:0:1/energy_uj": "3000000",
+            "intel-rapl-mmio:0/energy_uj": "4000000",
+        },
     )
     assert meter.read() == pytest.approx(5 + 2)
     assert meter.read() == pytest.approx(7)

@@ -140,6 +140,13 @@ def test_run_prints_files_and_keeps_the_rest_on_stderr(call, golden_bundle, tmp_
     np.testing.assert_allclose(pixels, np.asarray(result.images[0]), atol=1)  # threads differ, so may the rounding
 
 
+def test_reuse_reaches_the_engine(call, golden_bundle, picture, tmp_path):
+    words = ("run", golden_bundle, "image_to_depth", "--image", picture, "--steps", 2, "--reuse", 2, "--quiet")
+    code, out, err = call(*words, "-o", tmp_path / "out.png")
+    assert (code, out) == (2, "")
+    assert "reuse is 2, which this backend cannot" in err
+
+
 def test_quiet_leaves_stderr_empty(call, golden_bundle, tmp_path):
     words = ("run", golden_bundle, "text_to_image", "--prompt", "x", "--size", "32x32", "--steps", 1)
     code, out, err = call(*words, "-o", tmp_path / "out.png", "--quiet")
@@ -203,6 +210,8 @@ def test_existing_output_is_refused_before_anything_runs(call, golden_bundle, tm
         (("--seed", 2**63), "seed is 9223372036854775808; give a whole number from 0 to 2^63 - 1"),
         (("--count", 1001), "count is 1001; give a whole number of at least 1 and at most 1000"),
         (("--count", 10**12), "at most 1000"),
+        (("--reuse", 0), "reuse is 0; give a whole number of at least 1"),
+        (("--reuse", 2), "reuse is 2, but no frame of this request is given"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -194,6 +194,25 @@ def test_rows_are_appended_to_the_file_named(call, golden_bundle, tmp_path, monk
     assert f"rows appended to {file}" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rows.txt", "ends in .csv"),
+        ("folder.csv", "ends in .csv"),
+        ("none/rows.csv", "make it first"),
+        ("old.csv", "columns"),
+    ],
+)
+def test_where_no_rows_can_go_nothing_is_measured(call, golden_bundle, tmp_path, monkeypatch, name, message):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "old.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(bench.Environment, "capture", lambda *_, **__: pytest.fail("went on"))
+    code, out, err = call("bench", golden_bundle, *QUICK, "-o", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_rows_need_a_repository(call, golden_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "checkout", lambda: None)
     code, out, err = call("bench", golden_bundle, *QUICK, "-o", tmp_path / "rows.csv")
