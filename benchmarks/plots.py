@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tables import largest_losses, number_in, rows_of, step_rows, words
+from tables import largest_losses, number_in, quality_rows, rows_of, step_rows, words
 
 from framert.runtime.bench.quality import IDENTICAL
-from framert.runtime.bench.rows import RESULTS, Row, latest, newest
+from framert.runtime.bench.rows import RESULTS, Row, latest
 
 KEY = "framert-rows"  # the text of the PNG that holds the digest of its rows
 DOTS = 150  # per inch
@@ -74,7 +74,7 @@ def redraw(root: Path) -> list[Path]:
 
 def _speed_rows(root: Path) -> list[Row]:
     """Speed against eager and quality of every side that has both, and the speed of what they are compared with."""
-    quality = newest(rows_of(root, "quality"), "quality")
+    quality = quality_rows(root)
     speed = {side: row for (side, metric), row in step_rows(root).items() if metric == "rate_ratio"}
     references = {row.impl.partition("/")[2] for row in quality}
     both = ({row.impl for row in quality if row.metric == "latents_psnr"} | references) & set(speed)

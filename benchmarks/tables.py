@@ -76,11 +76,10 @@ def _step_case(rows: list[Row]) -> str:
 
 def precision_table(root: Path) -> str:
     """Return size, memory, speed and quality of every backend and precision that was evaluated, fastest first."""
-    quality = newest(rows_of(root, "quality"), "quality")
+    quality = quality_rows(root)
     if not quality:
         return ""
-    model = _model(max(quality, key=lambda row: row.date))
-    quality = [row for row in quality if _model(row) == model]
+    model = _model(quality[0])
     serve = [row for row in newest(rows_of(root, "serve"), "serve") if _model(row) == model]
     steps = step_rows(root)
     sides = dict.fromkeys(row.impl.partition("/")[0] for row in quality)
@@ -106,8 +105,15 @@ def precision_table(root: Path) -> str:
         f"\n\nSize, memory and quality on {model.split()[0]}, {settings}; losses are paired with the reference "
         "scene by scene; PSNR is that of the worst task, velocities differ by a relative L2 distance. Steps and their "
         "speed are those of the random model in the table of one denoiser step. "
-        f"{first.device}; commit {first.commit}, {first.date[:10]}."
+        f"{first.device}; {_commits(quality)}."
     )
+
+
+def quality_rows(root: Path) -> list[Row]:
+    """Return the newest row of each side, task and metric, of the last evaluated model and its settings alone."""
+    rows = newest(rows_of(root, "quality"), "quality")
+    of_last = max(rows, key=lambda row: row.date).case.partition("; ")[2] if rows else ""
+    return [row for row in rows if row.case.partition("; ")[2] == of_last]
 
 
 def step_rows(root: Path) -> dict[tuple[str, str], Row]:
@@ -134,13 +140,16 @@ def largest_losses(rows: Iterable[Row], side: str) -> tuple[Row, Row, Row] | Non
     return mine[case, metric], mine[case, f"{stem}_loss_low_ratio"], mine[case, f"{stem}_loss_high_ratio"]
 
 
-def _largest_loss(rows: Iterable[Row], side: str) -> str:
+def _largest_loss(rows: list[Row], side: str) -> str:
     found = largest_losses(rows, side)
     if found is None:
         return "reference"
     loss, low, high = (row.p50 for row in found)
     metric, task = found[0].metric.removesuffix("_loss_ratio"), found[0].case.partition(";")[0]
+    lows = [row for row in rows if row.impl.startswith(f"{side}/") and row.metric.endswith("_loss_low_ratio")]
     beyond = " **beyond 1 %**" if low > LIMIT else ""
+    if others := sum(row.p50 > LIMIT for row in lows) - bool(beyond):  # whose loss is smaller and better known
+        beyond += f" **and {others} more**" if beyond else f", **{others} other beyond 1 %**"
     return f"{loss:.2%} ({low:.2%} to {high:.2%}), {metric} of {task}{beyond}"
 
 
@@ -150,7 +159,13 @@ def serve_table(root: Path) -> str:
     shown = [row for row in rows if row.metric in ("latency", "throughput", "goodput")]
     if not shown:
         return ""
-    psnr = {(row.impl, row.case.partition(", against")[0]): row.p50 for row in rows if row.metric == "psnr"}
+    model = _model(max(shown, key=lambda row: row.date))
+    shown = [row for row in shown if _model(row) == model]
+    psnr = {
+        (row.impl, row.case.partition(", against")[0]): row.p50
+        for row in rows
+        if row.metric == "psnr" and _model(row) == model
+    }
     lines = ["| backend, precision | load | | median | 99 % | PSNR |", "|---|---|---|---|---|---|"]
     for row in shown:
         load = row.case.rpartition("; ")[0]
@@ -161,9 +176,7 @@ def serve_table(root: Path) -> str:
             f"{f'{near:.1f} dB' if near is not None else ''} |"
         )
     first = max(shown, key=lambda row: row.date)
-    return (
-        "\n".join(lines) + f"\n\n{first.threads} threads of {first.device}; commit {first.commit}, {first.date[:10]}."
-    )
+    return "\n".join(lines) + (f"\n\n{model.split()[0]}; {first.threads} threads of {first.device}; {_commits(shown)}.")
 
 
 def memory_table(root: Path) -> str:
@@ -182,7 +195,7 @@ def memory_table(root: Path) -> str:
     rest = first.case.partition("; ")[2]
     return "\n".join(lines) + (
         f"\n\nPublished configuration, random weights; {rest}. {first.threads} threads of {first.device}; "
-        f"commit {first.commit}, {first.date[:10]}."
+        f"{_commits(rows)}."
     )
 
 
@@ -212,6 +225,12 @@ MEMORY = ("peak_resident", "peak_anonymous", "bundle_size")
 def _model(row: Row) -> str:
     """The last part of a case: checkpoint and digest."""
     return row.case.rpartition("; ")[2]
+
+
+def _commits(rows: Iterable[Row]) -> str:
+    """Return the commits the rows were measured at, which need not be one: each side has its newest row."""
+    found = {row.commit: row.date[:10] for row in sorted(rows, key=lambda row: row.date)}
+    return f"commit{'s' if len(found) > 1 else ''} " + ", ".join(f"{commit} ({date})" for commit, date in found.items())
 
 
 def _cell(rows: list[Row], side: str, metric: str) -> str:

@@ -164,6 +164,31 @@ def test_the_precision_table_sets_speed_beside_quality(report: ModuleType, measu
     assert lines[-2] == "![speed of a step against its quality, by precision](benchmarks/results/speed_quality.png)"
 
 
+def append_rows(root: Path, name: str, lines: list[str], rest: str = REST) -> None:
+    with (root / RESULTS / f"{name}.csv").open("a", encoding="utf-8") as file:
+        file.write("".join(f"{line},9,32,{rest}\n" for line in lines))
+
+
+def test_the_precision_table_mixes_no_settings(report: ModuleType, measured: Path) -> None:
+    """An older evaluation over other scenes, however bad, is another question's answer."""
+    before = block(report, measured, "precision")
+    task = f'"image_to_depth; 200 scenes of 64 pixels from 0, 30 steps; {MODEL}"'
+    older = [
+        f"quality,openvino-bf16,{task},latents_psnr,dB,1,9,1",
+        f"quality,openvino-bf16,{task},velocity_error,1,1,9,1",
+    ]
+    append_rows(measured, "quality", older, REST.replace("2026", "2025"))
+    assert block(report, measured, "precision") == before
+
+
+def test_a_smaller_loss_that_is_beyond_the_limit_is_named(report: ModuleType, measured: Path) -> None:
+    losses = zip(("loss", "loss_low", "loss_high"), (0.0009, 0.02, 0.03), strict=True)  # below the largest loss
+    task = f'"image_to_depth; {SCENES}; {MODEL}"'
+    ratio = f"quality,openvino-bf16/onnxruntime-fp32,{task}"
+    append_rows(measured, "quality", [f"{ratio},iou_{end}_ratio,x,1,{value},1" for end, value in losses])
+    assert "abs_rel of image_to_depth, **1 other beyond 1 %** |" in block(report, measured, "precision")
+
+
 def test_the_step_table_has_our_other_sides(report: ModuleType, measured: Path) -> None:
     text = block(report, measured, "step")
     assert "| **framert**, OpenVINO, bf16 | 200 ms | 200 to 200 | is itself 7.00x eager fp32 |  |" in text
@@ -172,6 +197,7 @@ def test_the_step_table_has_our_other_sides(report: ModuleType, measured: Path) 
 
 def test_the_serve_table_has_the_gate_beside_the_speed(report: ModuleType, measured: Path) -> None:
     text = block(report, measured, "serve")
+    assert "blocks; 2 threads of Some, CPU; commit abc123 (2026-01-02)." in text
     assert (
         "| **framert**, ONNX Runtime, int8 | alone: edit 64x64, 50 steps | latency | 0.51 s | 9 s | 34.6 dB |" in text
     )
