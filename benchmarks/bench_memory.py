@@ -234,7 +234,7 @@ def main() -> int:
             print(f"{row.impl:12} {row.metric:32} {row.p50:10.4g} {row.unit}")
         if not options.dry_run:
             _log(f"rows appended to {environment.append(f'{BENCH}.csv', rows)}")
-    except (FramertError, subprocess.CalledProcessError) as error:
+    except (FramertError, OSError, subprocess.CalledProcessError) as error:
         _log(f"error: {error}")
         return 2
     return 0

@@ -59,7 +59,10 @@ def load(
     Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here;
         ConfigError for an option that the backend does not have.
     """
-    opened = Bundle.open(bundle_of(bundle) if is_checkpoint(bundle) else bundle, check_files=check_files)
+    if is_checkpoint(bundle):
+        opened = Bundle.open(bundle_of(bundle), check_files=False)  # it compared them
+    else:
+        opened = Bundle.open(bundle, check_files=check_files)
     reason = "named by the caller"
     if backend == "auto":
         if precision is not None:

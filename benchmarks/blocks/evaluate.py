@@ -79,6 +79,14 @@ def arguments() -> argparse.Namespace:
         made.error("give a BUNDLE, or --compare with files")
     if given.compare is not None and len(given.compare) < 2:
         made.error("--compare takes the reference's file and at least one other")
+    if given.compare is not None and (given.rows or given.summary or given.against):
+        made.error("--compare measures nothing, so --rows, --summary and --against are not for it")
+    if given.floor is not None and given.compare is None and given.against is None:
+        made.error("--floor stands beside a comparison; give --against or --compare too")
+    if given.json not in (None, "-") and not Path(given.json).resolve().parent.is_dir():
+        made.error(f"--json is {given.json}, in a folder that does not exist")
+    if given.rows and not Path(framert.__file__).resolve().is_relative_to(ROOT):
+        made.error(f"--rows names this checkout's commit, but framert is imported from {framert.__file__}")
     defaults = QUICK if given.quick else {"tasks": list(TASKS), "scenes": 200, "steps": 30}
     for name, value in defaults.items():
         if getattr(given, name) is None:
@@ -154,6 +162,9 @@ def main() -> int:
             if given.rows:
                 path = environment.append(f"{BENCH}.csv", quality_rows(measured, comparisons, environment))
                 print(f"rows appended to {path}", file=sys.stderr)
+        if given.json not in (None, "-"):
+            text = json.dumps(content, indent=1 if given.summary else None) + "\n"
+            Path(given.json).write_text(text, encoding="utf-8")
     except (framert.FramertError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -161,8 +172,6 @@ def main() -> int:
         print(json.dumps(content, indent=1))
     else:
         print("\n\n".join([*tables, *map(comparison_table, comparisons)]))
-    if given.json not in (None, "-"):
-        Path(given.json).write_text(json.dumps(content, indent=1 if given.summary else None) + "\n", encoding="utf-8")
     return 0
 
 

@@ -109,7 +109,7 @@ def _run_part(pipes: list[framert.Pipeline], run: Run, part: range) -> list[dict
         for side, made in enumerate(results):
             scores = [case.score(result) for case, result in zip(cases, made, strict=True)]
             if len(pipes) > 1:
-                distances = _distances(pipes[side], pipes[1], made, results[1], velocity=number == 1)
+                distances = _distances(pipes[side], pipes[1], made, results[1], part if number == 1 else None)
                 scores = [row | each for row, each in zip(scores, distances, strict=True)]
             found[side][task] += scores
         done = f"{task} ({number}/{len(run.tasks)})"
@@ -134,25 +134,29 @@ def _distances(
     reference: framert.Pipeline,
     made: list[framert.Result],
     truths: list[framert.Result],
-    *,
-    velocity: bool,
+    scenes: range | None,
 ) -> list[Scores]:
     """Return, scene by scene, how far a pipeline is from the reference on the same noise.
 
     latents_psnr: dB over the range of the reference's latents, after the whole solver. velocity_error, if asked for:
     relative L2 distance of velocities, root mean square over LEVELS, both at the reference's latents under noise.
+
+    Args:
+        scenes: their numbers, which noise and text are drawn from: they do not depend on who shares a process. None
+            leaves out velocity_error.
     """
     distances: list[Scores] = [
         {"latents_psnr": decibels(ours.latents, truth.latents, float(np.ptp(truth.latents)))}
         for ours, truth in zip(made, truths, strict=True)
     ]
-    if not velocity:
+    if scenes is None:
         return distances
-    random = np.random.default_rng(0)
+    drawn = [np.random.default_rng(scene) for scene in scenes]
     clean = np.stack([truth.latents for truth in truths])
-    noise = random.standard_normal(clean.shape, np.float32)
-    words = (len(clean), WORDS, reference.manifest.model.text_width)
-    text, mask = random.standard_normal(words, np.float32), np.ones(words[:2], np.int64)
+    noise = np.stack([random.standard_normal(clean.shape[1:], np.float32) for random in drawn])
+    words = (WORDS, reference.manifest.model.text_width)
+    text = np.stack([random.standard_normal(words, np.float32) for random in drawn])
+    mask = np.ones(text.shape[:2], np.int64)
     squares = np.zeros(len(clean))
     for level in LEVELS:
         sample, times = (1 - level) * clean + level * noise, np.full(clean.shape[1], 1000 * level, np.float32)

@@ -20,6 +20,7 @@ import floors  # noqa: E402
 import frames  # noqa: E402
 import intervals  # noqa: E402
 import quality_rows  # noqa: E402
+import scenes  # noqa: E402
 from measured import Measured  # noqa: E402
 
 sys.path.remove(FOLDER)
@@ -45,7 +46,16 @@ def test_a_bundle_that_cannot_be_opened_is_a_bad_call(damage, tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["b", "--compare", "a.json", "b.json"], ["--compare", "a.json"], ["b", "--scenes", "0"], ["b", "--jobs", "0"]],
+    [
+        [],
+        ["b", "--compare", "a.json", "b.json"],
+        ["--compare", "a.json"],
+        ["--compare", "a.json", "b.json", "--rows"],
+        ["b", "--floor", "a.json"],
+        ["b", "--json", "missing/a.json"],
+        ["b", "--scenes", "0"],
+        ["b", "--jobs", "0"],
+    ],
     ids=" ".join,
 )
 def test_a_bad_call_exits_2(words, monkeypatch, capsys):
@@ -234,6 +244,23 @@ def test_rows_hold_scores_and_paired_losses():
 
 
 @pytest.mark.slow
+def test_a_scenes_velocity_error_is_its_own():
+    """Whoever shares a process with a scene, noise and text are the same; the two models differ by a constant."""
+    model = SimpleNamespace(text_width=8)
+    truth = SimpleNamespace(manifest=SimpleNamespace(model=model), velocity=lambda sample, *_: sample)
+    ours = SimpleNamespace(velocity=lambda sample, _, text, mask: sample + text.mean((1, 2))[:, None, None, None, None])
+    made = [SimpleNamespace(latents=np.full((2, 4, 2, 2), value, np.float32)) for value in (0.1, 0.2, 0.3)]
+
+    def errors(part):
+        results = [made[scene] for scene in part]
+        return [each["velocity_error"] for each in scenes._distances(ours, truth, results, results, part)]
+
+    together = errors(range(3))
+    assert together == [errors(range(scene, scene + 1))[0] for scene in range(3)]
+    assert len(set(together)) == 3
+    assert scenes._distances(ours, truth, made, made, None) == [{"latents_psnr": 100.0}] * 3
+
+
 def test_a_bundle_is_evaluated_in_processes_beside_a_reference(golden_bundle, tmp_path, monkeypatch, capfd):
     """Everything at once: rendering, packing, workers, scoring, pairing. The golden model's scores mean nothing."""
     pytest.importorskip("onnxruntime")
