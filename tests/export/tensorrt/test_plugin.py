@@ -25,7 +25,7 @@ from framert.runtime.manifest import Manifest
 DEPTH = 8  # layers of models/blocks
 TARGETS = ("sm_86", "sm_89", "sm_120")  # of one engine
 
-# Counts layers by type of networks parsed with and without the plugin, and builds the denoiser with it for several GPUs at once.
+# Counts layers by type of networks parsed with and without the plugin, and builds the denoiser for three GPUs with it.
 DRIVE = """
 import collections, json, sys
 from pathlib import Path
