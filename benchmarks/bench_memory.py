@@ -213,20 +213,25 @@ def _log(line: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", default="fp32", help="as framert export --precision takes it (default fp32)")
+    parser.add_argument("--precision", help="as framert export --precision takes it (default fp32)")
     parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or openvino (default onnxruntime)")
     parser.add_argument("--steps", type=int, default=2, help="intervals of the schedule (default 2)")
     parser.add_argument("--side", type=int, default=512, help="of the pictures, in pixels (default 512)")
     parser.add_argument("--threads", type=int, default=2, help="threads (default 2)")
     parser.add_argument("--work", type=Path, help="folder for the temporary files (default the system's)")
-    parser.add_argument("--bundle", type=Path, help="measure this bundle of --precision instead of making one")
+    parser.add_argument(
+        "--bundle", type=Path, help="measure this one instead of making one: of the same model, in --precision"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the figures, write no rows")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        run_child(options)
-        return 0
+    if options.bundle and not options.precision:
+        parser.error("--bundle needs --precision: rows say what was measured")
+    options.precision = options.precision or "fp32"
     try:
+        if options.child:
+            run_child(options)
+            return 0
         environment = Environment.capture(ROOT, threads=options.threads, record=not options.dry_run)
         with tempfile.TemporaryDirectory(dir=options.work, prefix="framert-memory-") as folder:
             rows = measure(options, environment, Path(folder))

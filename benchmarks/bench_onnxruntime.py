@@ -220,9 +220,9 @@ def main() -> int:
     if not Path(framert.__file__).resolve().is_relative_to(ROOT):
         print(f"error: framert is imported from {framert.__file__}, not from this checkout", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
     try:
         environment = Environment.capture(ROOT, threads=options.threads, record=not options.dry_run)
+        torch.set_num_threads(options.threads)
         rows = measure(
             bench_step.Case(), environment, options.rounds, lambda line: print(line, file=sys.stderr, flush=True)
         )

@@ -324,7 +324,6 @@ def main() -> int:
     if not Path(framert.__file__).resolve().is_relative_to(ROOT):
         print(f"error: framert is imported from {framert.__file__}, not from this checkout", file=sys.stderr)
         return 2
-    torch.set_num_threads(options.threads)
     kinds = ["eager", "eager-sdpa", *([] if options.short else MORE)]
     case = Case(heads=options.heads, kv_heads=options.heads // 4)
 
@@ -335,6 +334,7 @@ def main() -> int:
         log(f"warning: the load average is {load:.1f}; other programs are running, and the times will be theirs too")
     try:
         environment = Environment.capture(ROOT, threads=options.threads, record=not options.dry_run)
+        torch.set_num_threads(options.threads)
         rows = measure(case, kinds, environment, options.rounds, log, names=[] if options.short else None)
         for row in rows:
             print(f"{row.impl:24} {row.metric:36} {row.p50:10.4g} {row.unit:12} ({row.p20:.4g} to {row.p80:.4g})")

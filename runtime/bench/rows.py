@@ -88,8 +88,11 @@ class Environment:
             threads: threads given to every side.
             device: names the accelerator; None names this machine's CPU.
             record: False for rows that are looked at and not kept: the checkout may be dirty, and none is appended.
-        Raises: ConfigError if ``record`` and ``root`` is not a clean checkout, see ``clean_commit``.
+        Raises: ConfigError if ``threads`` is below 1, or ``record`` and ``root`` is not a clean checkout, see
+            ``clean_commit``.
         """
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}; give a whole number of at least 1")
         if record and root is None:
             raise ConfigError(
                 "rows name the commit they were measured at, and this framert is installed without its repository; "

@@ -83,6 +83,11 @@ def test_rows_that_are_only_looked_at_are_not_kept(checkout: Path) -> None:
         environment.append("step.csv", some_rows(environment))
 
 
+def test_no_threads_are_refused(checkout: Path) -> None:
+    with pytest.raises(ConfigError, match="threads is 0"):
+        rows.Environment.capture(checkout, threads=0, record=False)
+
+
 def test_changed_results_alone_are_not_dirty(checkout: Path) -> None:
     (checkout / rows.RESULTS).mkdir(parents=True)
     (checkout / rows.RESULTS / "other.csv").write_text("x\n")
