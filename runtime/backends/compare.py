@@ -14,6 +14,7 @@ from framert.runtime.backends.base import Backend
 from framert.runtime.bundle import Bundle, write_manifest
 from framert.runtime.components import Components
 from framert.runtime.cpu import cpu_name
+from framert.runtime.errors import BackendError
 
 REFERENCE = ("onnxruntime", None)
 PROMPT = "[[text2image]] a red cube and a blue sphere on a grey floor"
@@ -25,11 +26,13 @@ FRAMES = 2
 class Comparison:
     """One backend in one precision. velocity_error: the largest relative L2 distance to ONNX Runtime over noise levels.
 
-    seconds: of one denoiser call on two frames of the bundle's native size, and what prepares it.
+    seconds: of one denoiser call on two frames of the bundle's native size, and what prepares it. refused: why the
+    backend cannot run the bundle; there is nothing else then.
     """
 
-    velocity_error: float
-    seconds: float
+    velocity_error: float | None = None
+    seconds: float | None = None
+    refused: str = ""
 
 
 def compare(bundle: Bundle, others: Mapping[str, tuple[str, str | None]], *, threads: int | None) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def compare(bundle: Bundle, others: Mapping[str, tuple[str, str | None]], *, thr
 
     Args:
         others: name -> (backend, precision), all of them usable here.
-    Raises: BackendError.
+    Raises: BackendError if ONNX Runtime cannot run the bundle.
     """
     generator = np.random.default_rng(0)
     model = bundle.manifest.model
@@ -46,8 +49,12 @@ def compare(bundle: Bundle, others: Mapping[str, tuple[str, str | None]], *, thr
     expected, seconds = _velocities(bundle, backends.create(REFERENCE[0], bundle, threads=threads), samples)
     found = {REFERENCE[0]: Comparison(velocity_error=0.0, seconds=seconds)}
     for name, (backend, precision) in others.items():
-        made = backends.create(backend, bundle, threads=threads, precision=precision)
-        actual, seconds = _velocities(bundle, made, samples)
+        try:
+            made = backends.create(backend, bundle, threads=threads, precision=precision)
+            actual, seconds = _velocities(bundle, made, samples)
+        except BackendError as error:
+            found[name] = Comparison(refused=str(error))
+            continue
         errors = [float(np.linalg.norm(a - e) / np.linalg.norm(e)) for a, e in zip(actual, expected, strict=True)]
         # not max(): it would lose a NaN
         found[name] = Comparison(velocity_error=float(np.max(errors)), seconds=seconds)

@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(doctor.table(report))
         for name, one in found.items():
-            print(f"{arguments.bundle}  {name:14} {one.seconds:8.3f} s a call, velocity {one.velocity_error:.2g} off")
+            said = one.refused or f"{one.seconds:8.3f} s a call, velocity {one.velocity_error:.2g} off"
+            print(f"{arguments.bundle}  {name:14} {said}")
     return 0 if any(ability.usable for ability in report.backends.values()) else 1
 
 

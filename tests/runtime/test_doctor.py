@@ -163,6 +163,32 @@ def test_auto_without_any_backend_is_refused(bundle, machine):
         choice.choose(bundle)
 
 
+def test_a_backend_that_cannot_run_the_bundle_is_told_of(golden_bundle, tmp_path, capsys, monkeypatch):
+    """The comparison goes on, its record says so, and auto does not take that backend."""
+    import shutil
+
+    from framert.runtime import backends
+
+    pytest.importorskip("openvino")
+    create = backends.create
+
+    def refuse(name, bundle, **options):
+        if name == "openvino":
+            raise BackendError("openvino cannot load it")
+        return create(name, bundle, **options)
+
+    monkeypatch.setattr(backends, "create", refuse)
+    monkeypatch.setattr("framert.runtime.doctor.cpu_features", lambda: {"avx512_bf16"})
+    copy = shutil.copytree(golden_bundle, tmp_path / "copy.bundle")
+    assert main(["doctor", str(copy), "--record", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("openvino cannot load it" in line for line in lines) == 2  # fp32 and bf16
+    recorded = Bundle.open(copy).manifest.verified["backends"]
+    assert recorded["openvino:bf16"]["velocity_error"] is None
+    assert recorded["onnxruntime"]["seconds"] > 0
+    assert choice.choose(Bundle.open(copy)).backend == "onnxruntime"
+
+
 def test_a_comparison_is_recorded_and_auto_reads_it(golden_bundle, tmp_path, capsys):
     pytest.importorskip("openvino")
     import shutil
