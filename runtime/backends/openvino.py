@@ -28,7 +28,8 @@ class OpenVinoBackend:
         precision: "fp32", or "bf16" for denoiser and text encoder on a CPU that has it; None is "fp32". Quantized parts
             of a bundle stay what they are.
         low_memory: hold one graph at a time and give memory back between graphs.
-    Raises: BackendError if openvino is missing, the bundle is made for something else, or the CPU has no bf16.
+    Raises: BackendError if openvino is missing, the bundle is made for something else or in 16 bits, or the CPU has no
+        bf16.
     """
 
     name = "openvino"
@@ -39,6 +40,12 @@ class OpenVinoBackend:
         openvino = import_openvino()
         check_threads(threads)
         check_kind(bundle, self.name)
+        stored = bundle.manifest.graphs["denoiser"].precision
+        if stored in ("float16", "bfloat16"):
+            raise BackendError(
+                f"{bundle.path} has a denoiser in {stored}, which backend 'openvino' does not read; export it in fp32 "
+                "and give precision 'bf16', or take another backend"
+            )
         self._core = openvino.Core()
         self._core.add_extension(extension())
         self.precision = _checked(precision, self._core)

@@ -233,6 +233,9 @@ def test_refusals(golden_bundle, monkeypatch):
     other = replace(bundle, manifest=replace(bundle.manifest, target={"kind": "tensorrt"}))
     with pytest.raises(BackendError, match="built for 'tensorrt'"):
         OpenVinoBackend(other, threads=None)
+    graphs = bundle.manifest.graphs | {"denoiser": replace(bundle.manifest.graphs["denoiser"], precision="float16")}
+    with pytest.raises(BackendError, match=r"denoiser in float16.*precision 'bf16'"):
+        OpenVinoBackend(replace(bundle, manifest=replace(bundle.manifest, graphs=graphs)), threads=None)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendError, match=r"pip install 'framert\[openvino\]'"):
         OpenVinoBackend(bundle, threads=None)
