@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from intervals import LIMIT, NOT_SCORES, Loss, metrics_of, relative_loss
-from measured import Measured
+from measured import SETTINGS, Measured
 
 WORDS = {
     "beyond": f"beyond {LIMIT:.0%}",
@@ -96,7 +96,7 @@ def _interval(loss: Loss) -> str:
 
 
 def _losses(reference: Measured, other: Measured) -> dict[str, dict[str, Loss]]:
-    for name in ("first", "scenes", "steps", "guidance", "side"):
+    for name in SETTINGS:
         if reference.run[name] != other.run[name]:
             raise ValueError(
                 f"{reference.impl} was evaluated with {name} {reference.run[name]} and {other.impl} with "

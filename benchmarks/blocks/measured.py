@@ -8,6 +8,7 @@ from typing import Any
 from intervals import estimate, metrics_of
 
 RUN = "_run"  # beside the tasks in the JSON; no task begins with an underscore
+SETTINGS = ("first", "scenes", "steps", "guidance", "side")  # that must agree for two to be compared
 DIGITS = 6  # of what is stored
 
 
@@ -52,7 +53,7 @@ class Measured:
                 for task, metrics in content.items()
                 if task != RUN
             }
-            return cls(content[RUN], tasks)
+            return cls({name: content[RUN][name] for name in (*SETTINGS, "impl", "model")}, tasks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} holds no values of single scenes ({error!r}); give a file that --json wrote without --summary"

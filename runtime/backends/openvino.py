@@ -118,7 +118,8 @@ class OpenVinoBackend:
 
     def denoiser(self) -> "OpenVinoDenoiser":
         made = OpenVinoDenoiser(self, self._bundle)
-        self._denoisers.add(made)
+        with self._lock:  # another thread may be unloading them all
+            self._denoisers.add(made)
         return made
 
 

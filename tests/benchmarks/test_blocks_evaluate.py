@@ -182,9 +182,10 @@ def test_files_can_be_compared(tmp_path, monkeypatch, capsys):
         ("[]", "a.json"),
         ("{", "a.json"),
         (json.dumps(measured().as_json(summary=True)), "--summary"),
+        (json.dumps(measured().as_json() | {"_run": {"impl": "x"}}), "a.json"),
         (json.dumps(measured(steps=30).as_json()), "steps 30"),
     ],
-    ids=["list", "half", "summary", "other steps"],
+    ids=["list", "half", "summary", "no settings", "other steps"],
 )
 def test_what_cannot_be_compared_is_refused(content, says, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.json").write_text(content, encoding="utf-8")
