@@ -161,15 +161,11 @@ def serve_table(root: Path) -> str:
         return ""
     model = _model(max(shown, key=lambda row: row.date))
     shown = [row for row in shown if _model(row) == model]
-    psnr = {
-        (row.impl, row.case.partition(", against")[0]): row.p50
-        for row in rows
-        if row.metric == "psnr" and _model(row) == model
-    }
+    psnr = [row for row in rows if row.metric == "psnr" and _model(row) == model]
     lines = ["| backend, precision | load | | median | 99 % | PSNR |", "|---|---|---|---|---|---|"]
     for row in shown:
         load = row.case.rpartition("; ")[0]
-        near = psnr.get((row.impl, load))
+        near = _pictures([each for each in psnr if each.impl == row.impl], load)
         last = f"{row.p99:.3g} s" if row.metric == "latency" else ""
         lines.append(
             f"| {words(row.impl)} | {load} | {row.metric} | {row.p50:.3g} {row.unit} | {last} | "
@@ -179,11 +175,20 @@ def serve_table(root: Path) -> str:
     return "\n".join(lines) + (f"\n\n{model.split()[0]}; {first.threads} threads of {first.device}; {_commits(shown)}.")
 
 
+def _pictures(psnr: list[Row], load: str) -> float | None:
+    """Return the median PSNR of a load's pictures; of several kinds together that of the worst."""
+    own = [row.p50 for row in psnr if row.case.partition(", against")[0] == load]
+    mode = load.partition(":")[0]
+    return min(own or [row.p50 for row in psnr if row.case.partition(":")[0] == mode], default=None)
+
+
 def memory_table(root: Path) -> str:
     """Return the peak memory of the full-size model by backend and precision."""
     rows = newest(rows_of(root, "memory_cpu"), "memory_cpu")
     if not rows:
         return ""
+    rest = max(rows, key=lambda row: row.date).case.partition("; ")[2]
+    rows = [row for row in rows if row.case.partition("; ")[2] == rest]
     lines = ["| backend, precision | peak resident | of it not files | bundle | run |", "|---|---|---|---|---|"]
     for impl, case in dict.fromkeys((row.impl, row.case) for row in rows):
         mine = {row.metric: row for row in rows if (row.impl, row.case) == (impl, case)}
@@ -192,7 +197,6 @@ def memory_table(root: Path) -> str:
         seconds = f"{mine['run'].p50:.0f} s" if "run" in mine else ""
         lines.append(f"| {BACKENDS.get(impl, impl)}, {precision} | {' | '.join(cells)} | {seconds} |")
     first = max(rows, key=lambda row: row.date)
-    rest = first.case.partition("; ")[2]
     return "\n".join(lines) + (
         f"\n\nPublished configuration, random weights; {rest}. {first.threads} threads of {first.device}; "
         f"{_commits(rows)}."

@@ -203,6 +203,31 @@ def test_the_serve_table_has_the_gate_beside_the_speed(report: ModuleType, measu
     )
 
 
+def test_a_packed_load_has_its_worst_pictures_beside_it(report: ModuleType, measured: Path) -> None:
+    side = "serve,onnxruntime-int8"
+    lines = [f'{side},"packed: 4 requests of edit, depth; {MODEL}",throughput,requests/s,1,7,1']
+    lines += [
+        f'{side},"packed: {kind}, against fp32 of x; {MODEL}",psnr,dB,1,{psnr},1'
+        for kind, psnr in (("edit", 40), ("depth", 31.5))
+    ]
+    append_rows(measured, "serve", lines)
+    assert "packed: 4 requests of edit, depth | throughput | 7 requests/s |  | 31.5 dB |" in block(
+        report, measured, "serve"
+    )
+
+
+def test_the_memory_table_is_of_one_run(report: ModuleType, project: Path) -> None:
+    case = "published configuration, random weights, denoiser=int4,text_encoder=int8; image_to_depth 512x512, 2 steps"
+    write_rows(project, "memory_cpu", [f'memory_cpu,onnxruntime,"{case}",peak_resident,GiB,3.5,3.5,3.5'])
+    other = case.replace("512x512", "64x64")
+    row = f'memory_cpu,onnxruntime,"{other}",peak_resident,GiB,1.5,1.5,1.5'
+    append_rows(project, "memory_cpu", [row], REST.replace("2026", "2025"))
+    text = block(report, project, "memory")
+    assert "| ONNX Runtime, denoiser=int4,text_encoder=int8 | 3.50 GiB |" in text
+    assert "1.50" not in text
+    assert "image_to_depth 512x512, 2 steps" in text
+
+
 @pytest.mark.parametrize("name", ["precision", "serve", "memory", "scaling", "kernels", "denoiser"])
 def test_blocks_without_rows_are_empty(report: ModuleType, project: Path, name: str) -> None:
     (project / RESULTS / "step_cpu.csv").unlink()
