@@ -5,7 +5,6 @@ Activations keep their precision, or are rounded block by block within a token, 
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from framert.export.quantize.per_token import is_product
+from framert.export.quantize.weights import made_together
 from framert.export.weights import Array, Weight
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
@@ -79,8 +79,7 @@ def _blocks(weight: Weight, plain: bool) -> tuple[Weight, Weight]:
     form = quantizer.QuantFormat.QDQ if plain else quantizer.QuantFormat.QOperator
     config = quantizer.DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, quant_format=form)
 
-    @lru_cache(maxsize=1)  # both are written one after the other
-    def read() -> tuple[Array, NDArray[np.float32]]:
+    def make() -> tuple[Array, NDArray[np.float32]]:
         packed, scales, _ = quantizer.DefaultWeightOnlyQuantizer(config).qbits_block_quant(
             np.ascontiguousarray(weight.read())
         )
@@ -91,7 +90,8 @@ def _blocks(weight: Weight, plain: bool) -> tuple[Weight, Weight]:
         ((inputs, outputs), onnx.TensorProto.INT4) if plain else ((outputs, count, block // 2), onnx.TensorProto.UINT8)
     )
     shape = (count, outputs) if plain else (outputs, count)
-    return Weight(values, lambda: read()[0], kind), Weight(shape, lambda: read()[1])
+    read_values, read_scales = made_together(make)
+    return Weight(values, read_values, kind), Weight(shape, read_scales)
 
 
 def _quantizer() -> Any:

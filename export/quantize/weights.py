@@ -1,6 +1,6 @@
 """Weights of products in 8 bits, one scale per output channel; the rounding is onnxruntime's."""
 
-from functools import lru_cache
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -15,13 +15,25 @@ SMALLEST = 1e-30  # a channel of zeros gets this scale rather than 0
 
 def per_channel(weight: Weight, kind: int) -> tuple[Weight, Weight]:
     """Return the values, (in, out) of type ``kind``, and the scales, (out,): weight = values * scales, nearly."""
-
-    @lru_cache(maxsize=1)  # both are written one after the other
-    def read() -> tuple[Array, NDArray[np.float32]]:
-        return quantize(weight.read(), kind)
-
+    read_values, read_scales = made_together(lambda: quantize(weight.read(), kind))
     inputs, outputs = weight.shape
-    return Weight((inputs, outputs), lambda: read()[0], kind), Weight((outputs,), lambda: read()[1])
+    return Weight((inputs, outputs), read_values, kind), Weight((outputs,), read_scales)
+
+
+def made_together(make: Callable[[], tuple[Array, Array]]) -> tuple[Callable[[], Array], Callable[[], Array]]:
+    """Return a reader of each of the two that ``make`` returns.
+
+    They are written one after the other: what one reader makes is kept until the other takes its part, and no longer,
+    so that a graph's quantized weights are never in memory all at once.
+    """
+    kept: dict[int, Array] = {}
+
+    def read(part: int) -> Array:
+        if part not in kept:
+            kept.update(enumerate(make()))
+        return kept.pop(part)
+
+    return lambda: read(0), lambda: read(1)
 
 
 def quantize(values: NDArray[np.float32], kind: int) -> tuple[Array, NDArray[np.float32]]:

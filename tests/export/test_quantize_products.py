@@ -1,5 +1,7 @@
 """Products in 8 and 4 bits, on a small graph: error, isolation of tokens, and what ONNX Runtime makes of them."""
 
+import weakref
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -175,6 +177,27 @@ def test_a_product_that_is_no_multiple_of_the_block_stays(tmp_path, values):
     build(narrow, rewrite, tmp_path)
     assert "w2" in made
     assert "w1_values" in made
+
+
+@pytest.mark.parametrize(
+    "make", [lambda weight: weights.per_channel(weight, INT8), lambda w: block_int4._blocks(w, False)]
+)
+def test_a_quantized_weight_is_made_once_and_gone_when_its_scales_are_written(make, values):
+    reads = []
+
+    def read():
+        reads.append(1)
+        return values["w1"]
+
+    stored, scales = make(Weight(SHAPES["w1"], read))
+    array = stored.read()
+    alive = weakref.ref(array)
+    first = scales.read()
+    del array
+    assert len(reads) == 1
+    assert alive() is None
+    np.testing.assert_array_equal(scales.read(), first)
+    assert len(reads) == 2
 
 
 def test_quantizing_leaves_the_root_logger_alone():
