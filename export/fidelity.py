@@ -1,4 +1,4 @@
-"""How far a bundle is from the checkpoint in fp32 on real tasks: velocity by noise level, latents after the solver."""
+"""How far a bundle is from the checkpoint in fp32 on real tasks: text, velocity by noise level, latents at the end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 
 import framert
 from framert.export.oracle import Oracle, OracleDenoiser
+from framert.export.precision import NOTES
 from framert.export.rehearsal import rehearse
 from framert.export.weights import Array
 from framert.runtime.backends.base import Backend, Denoiser
@@ -24,19 +25,27 @@ def measure(
 
     Args:
         bundle: the one that ``backend`` runs.
-    Returns: "velocity": the relative L2 error of the guided velocity of the generated frames, root mean square and
-        largest, by noise level (tenths of sigma, 1 down to 0), both sides starting every call from fp32's latents;
-        "latents_psnr": dB over the range of fp32's latents, each side on its own path, by task; and steps and seed.
+    Returns: "text": the relative L2 error of the text encoder's hidden states over the prompts, root mean square and
+        largest; "velocity": that of the guided velocity of the generated frames, by noise level (tenths of sigma, 1
+        down to 0), both sides starting every call from fp32's text and latents; "latents_psnr": dB over the range of
+        fp32's latents, each side on its own path, by task; steps and seed; and "notes" by graph, where an error does
+        not say what its precision's name suggests.
     """
     beside = _Beside(oracle, backend)
     levels = _Levels(beside)
     exact = rehearse(framert.Pipeline(bundle, beside), steps=steps, seed=seed, on_step=levels)
-    found = rehearse(framert.Pipeline(bundle, backend), steps=steps, seed=seed, given=exact.pictures)
+    if beside.finite:
+        found = rehearse(framert.Pipeline(bundle, backend), steps=steps, seed=seed, given=exact.pictures).latents
+    else:  # a pipeline gives out nothing that is not finite
+        found = {name: np.full_like(value, np.nan) for name, value in exact.latents.items()}
+    notes = {name: NOTES[graph.precision] for name, graph in bundle.manifest.graphs.items() if graph.precision in NOTES}
     return {
         "steps": steps,
         "seed": seed,
+        **({"notes": notes} if notes else {}),
+        "text": _summary(beside.text_errors),
         "velocity": levels.table(),
-        "latents_psnr": {name: round(psnr(found.latents[name], value), 2) for name, value in exact.latents.items()},
+        "latents_psnr": {name: round(psnr(found[name], value), 2) for name, value in exact.latents.items()},
     }
 
 
@@ -47,11 +56,14 @@ def lines(tasks: Mapping[str, Any]) -> list[str]:
         for level, errors in tasks["velocity"].items()
     ]
     latents = [f"  {name:28} {value:6.1f} dB" for name, value in tasks["latents_psnr"].items()]
+    text = tasks["text"]
     return [
+        f"text encoder on real tasks, relative to fp32: {text['rms']:.2e}  at most {text['max']:.2e}",
         f"guided velocity on real tasks, {tasks['steps']} steps, relative to fp32",
         *velocity,
         "latents at the end",
         *latents,
+        *(f"note: errors of {graph} are {note}" for graph, note in tasks.get("notes", {}).items()),
     ]
 
 
@@ -79,9 +91,15 @@ class _Beside:
     def __init__(self, oracle: Oracle, measured: Backend) -> None:
         self.oracle, self.measured = oracle, measured
         self.error = 0.0  # of the last step's velocity
+        self.text_errors: list[float] = []  # of each prompt's hidden states
+        self.finite = True  # all that was measured so far
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> Mapping[str, Any]:
         exact = self.oracle.run(graph, feeds)
+        if graph == "text_encoder":
+            measured = self.measured.run(graph, feeds)
+            self.text_errors.append(max(relative_error(measured[name], value) for name, value in exact.items()))
+            self.finite &= np.isfinite(self.text_errors[-1])
         if graph != "conditioner":
             return exact
         measured = self.measured.run(graph, feeds)
@@ -123,6 +141,7 @@ class _BesideDenoiser:
         self._exact.step(row, update)
         made = update[:, 1] != 0  # condition frames stay where they are, whatever their velocity
         self._beside.error = relative_error(self._measured.velocity()[made], self._exact.velocity()[made])
+        self._beside.finite &= np.isfinite(self._beside.error)
 
     def state(self) -> tuple[Array, Array]:
         return self._exact.state()
@@ -146,19 +165,19 @@ class _Levels:
 
     def table(self) -> dict[str, dict[str, float]]:
         ordered = sorted(self._errors.items(), reverse=True)
-        return {f"{level:.1f}": {"rms": _rms(errors), "max": _short(max(errors))} for level, errors in ordered}
+        return {f"{level:.1f}": _summary(errors) for level, errors in ordered}
 
 
 def relative_error(value: Array, exact: Array) -> float:
-    """Return ``|value - exact| / |exact|`` in L2; infinite where ``value`` is not finite."""
-    if not np.isfinite(value).all():
+    """Return ``|value - exact| / |exact|`` in L2; infinite where either is not finite."""
+    if not (np.isfinite(value).all() and np.isfinite(exact).all()):
         return float("inf")
     norm = float(np.linalg.norm(exact.astype(np.float64)))
     return float(np.linalg.norm(value.astype(np.float64) - exact)) / max(norm, 1e-30)
 
 
-def _rms(errors: Sequence[float]) -> float:
-    return _short(float(np.sqrt(np.mean(np.square(errors)))))
+def _summary(errors: Sequence[float]) -> dict[str, float]:
+    return {"rms": _short(float(np.sqrt(np.mean(np.square(errors))))), "max": _short(max(errors))}
 
 
 def _short(value: float) -> float:

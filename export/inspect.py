@@ -66,7 +66,10 @@ def render(description: Mapping[str, Any]) -> str:
     for name, graph in description["graphs"].items():
         errors = measured.get(name, {}).get("errors")
         error = f"error {max(errors.values()):.1e}" if errors else "not verified"
-        lines.append(f"  {name:14} {graph['precision']:8} {_size(graph['bytes']):>9}  {error}")
+        note = measured.get(name, {}).get("note")
+        lines.append(
+            f"  {name:14} {graph['precision']:8} {_size(graph['bytes']):>9}  {error}{f', {note}' if note else ''}"
+        )
     return "\n".join(lines)
 
 

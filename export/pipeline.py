@@ -23,7 +23,7 @@ from framert.export.quantize.prepare import prepare
 from framert.export.quantize.recipe import HALVES, Recipe
 from framert.export.tokenizer import write_tokenizer
 from framert.export.trace import name_ends, parameters, stored_shapes, trace
-from framert.export.verify import within_budget
+from framert.export.verify import faults
 from framert.export.weights import write_model
 from framert.runtime import backends
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
@@ -140,14 +140,13 @@ def _export_graph(plan: GraphPlan, recipe: Recipe, word: str, softcap: float, fo
 
 def _tasks(bundle: Bundle, oracle: Oracle) -> dict[str, Any]:
     """Return what real tasks show of a new bundle. Raises: ConfigError if they show that it must not be used."""
-    if any(graph.precision == "bfloat16" for graph in bundle.manifest.graphs.values()):
-        return {"tasks_not_run": "onnxruntime has no bfloat16 products on the CPU"}
+    for graph in bundle.manifest.graphs.values():
+        if graph.precision in precisions.NOT_RUN:
+            return {"tasks_not_run": precisions.NOT_RUN[graph.precision]}
     tasks = fidelity.measure(bundle, backends.create("onnxruntime", bundle, threads=None), oracle)
-    if not within_budget(tasks, bundle):
-        worst = max(level["max"] for level in tasks["velocity"].values())
+    if found := faults(tasks, bundle):
         raise ConfigError(
-            f"{bundle.manifest.graphs['denoiser'].precision} moves this checkpoint's velocity by {worst:.2g} on real "
-            "tasks, which is no rounding any more; choose another precision"
+            f"on real tasks {' and '.join(found)}, which is no rounding any more; choose another precision"
         )
     return {"tasks": tasks | {"passed": True}}
 

@@ -37,6 +37,15 @@ ALLOWED: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         },
     }
 )
+# What the only backend that `framert verify` has does not run, by the manifest's name, and why.
+NOT_RUN = MappingProxyType({"bfloat16": "onnxruntime has no bfloat16 products on the CPU"})
+# What an error that was measured there does not say.
+NOTES = MappingProxyType(
+    {
+        "float16": "of float16 weights in float32 arithmetic: onnxruntime's CPU provider removes the casts that round "
+        "activations",
+    }
+)
 # Why a target has not what the other one has, and what does.
 ABSENT = {
     "bf16": "onnxruntime has no bfloat16 products on the CPU; backend 'openvino' runs an fp32 bundle with "

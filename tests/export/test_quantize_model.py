@@ -10,19 +10,20 @@ import pytest
 import torch
 
 import framert
-from framert.export import pipeline
+from framert.export import fidelity, pipeline
 from framert.export.checkpoint import Checkpoint, open_checkpoint
 from framert.export.fidelity import measure, psnr, relative_error
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.oracle import Oracle, run_model
 from framert.export.plan import plan_graphs
-from framert.export.precision import WORDS
+from framert.export.precision import NOTES, WORDS
 from framert.export.quantize import calibration, half, prepare, smoothing
 from framert.export.quantize.recipe import Recipe
-from framert.export.verify import BUDGETS, is_smoothed, table, verify
+from framert.export.verify import BUDGETS, _compare, faults, is_smoothed, table, verify
 from framert.export.weights import Weight
 from framert.runtime import backends
 from framert.runtime.bundle import Bundle, file_specs, write_manifest
+from framert.runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "tests" / "golden" / "checkpoint"
@@ -188,7 +189,65 @@ def test_fp16_factors_are_exact(planted):
 
 
 def test_fp8_is_within_its_budget(model):
-    assert model.error(model.bundle("fp8", model.recipe, "tensorrt")) <= BUDGETS[WORDS["fp8"]]
+    bundle = model.bundle("fp8", model.recipe, "tensorrt")
+    assert model.error(bundle) <= BUDGETS[WORDS["fp8"]]
+    (plan,) = (plan for plan in model.plans if plan.name == "denoiser")
+    report = _compare(plan, bundle, model.checkpoint)
+    assert report["passed"]
+    assert report["errors"]["velocity"] > 1e-3
+
+
+class Spoiled:
+    """A backend whose text encoder's hidden states are multiplied."""
+
+    name = "spoiled"
+
+    def __init__(self, bundle: Bundle, factor: float) -> None:
+        self.backend, self.factor = backends.create("onnxruntime", bundle, threads=1), factor
+
+    def run(self, graph, feeds):
+        made = self.backend.run(graph, feeds)
+        return {name: value * np.float32(self.factor if graph == "text_encoder" else 1) for name, value in made.items()}
+
+    def denoiser(self):
+        return self.backend.denoiser()
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [(1.0, []), (0.5, ["text encoder by 0.5"]), (np.nan, ["text encoder by inf", "are not finite"])],
+)
+def test_a_broken_text_encoder_is_found_where_only_the_text_is_wrong(factor, says, model):
+    found = measure(model.golden, Spoiled(model.golden, factor), model.oracle, steps=1)
+    assert max(level["max"] for level in found["velocity"].values()) < 5e-5  # always beside fp32's text
+    golden = model.golden.manifest.graphs
+    graphs = {**golden, "text_encoder": replace(golden["text_encoder"], precision="int8")}
+    int8 = replace(model.golden, manifest=replace(model.golden.manifest, graphs=graphs))
+    assert found["text"]["max"] == pytest.approx(abs(factor - 1), abs=1e-5) or not np.isfinite(factor)
+    reasons = faults(found, int8)
+    assert len(reasons) == len(says)
+    assert all(part in reason for part, reason in zip(says, reasons, strict=True))
+
+
+def test_an_export_whose_text_is_beyond_its_budget_is_refused(model, monkeypatch):
+    found = {
+        "text": {"max": float("inf")},
+        "velocity": {"1.0": {"max": 1e-6}},
+        "latents_psnr": {"text_to_image": 100.0},
+    }
+    monkeypatch.setattr(fidelity, "measure", lambda *_: found)
+    with pytest.raises(ConfigError, match="float32 moves this checkpoint's text encoder by inf, which is no rounding"):
+        pipeline._tasks(model.golden, model.oracle)
+
+
+def test_what_was_measured_of_fp16_says_that_it_is_of_the_weights(model):
+    bundle = model.bundle("fp16", model.recipe.folded(model.config.depth))
+    found = measure(bundle, backends.create("onnxruntime", bundle, threads=1), model.oracle, steps=1)
+    assert found["notes"] == {"denoiser": NOTES["float16"]}
+    assert "of denoiser are of float16 weights in float32 arithmetic" in fidelity.lines(found)[-1]
+    (plan,) = (plan for plan in model.plans if plan.name == "denoiser")
+    report = _compare(plan, bundle, model.checkpoint)
+    assert report["note"] == NOTES["float16"]
 
 
 @pytest.mark.parametrize("word", PACKED)

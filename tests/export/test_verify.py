@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from framert.export.inspect import describe, render
+from framert.export.precision import NOTES
 from framert.export.verify import relative_error, table, verify
-from framert.runtime.bundle import GRAPHS, Bundle
-from framert.runtime.errors import BundleError, CheckpointError
+from framert.runtime.bundle import GRAPHS, Bundle, file_specs, write_manifest
+from framert.runtime.errors import BackendError, BundleError, CheckpointError
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "checkpoint"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -25,13 +27,16 @@ def bundle(golden_bundle: Path, tmp_path: Path) -> Path:
 
 def test_the_golden_bundle_is_within_budget_and_says_so(bundle: Path) -> None:
     assert "not verified" in render(describe(bundle))
+    before = Bundle.open(bundle).manifest
+    recorded = {"backends": {"openvino:bf16": {"velocity_error": 0.01}}}  # as ``framert doctor --record`` writes
+    write_manifest(bundle, replace(before, verified={**recorded, "tasks_not_run": "an older record"}))
     report = verify(bundle, CHECKPOINT, progress=False)
     print(table(report))
     assert report["passed"]
     assert set(report["graphs"]) == set(GRAPHS)
     assert all(0 < error < 1e-5 for graph in report["graphs"].values() for error in graph["errors"].values())
     assert table(report).endswith("passed")
-    assert Bundle.open(bundle).manifest.verified == report
+    assert Bundle.open(bundle).manifest.verified == recorded | report
     assert "not verified" not in render(describe(bundle))
 
 
@@ -63,7 +68,33 @@ def test_a_damaged_bundle_is_refused(bundle: Path) -> None:
         describe(bundle)
 
 
+def test_what_no_backend_here_runs_is_refused_in_one_sentence(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    graphs = {**manifest.graphs, "denoiser": replace(manifest.graphs["denoiser"], precision="bfloat16")}
+    write_manifest(bundle, replace(manifest, graphs=graphs))
+    with pytest.raises(
+        BackendError, match=r"no bfloat16 products on the CPU, which its denoiser would need; verify an"
+    ):
+        verify(bundle, CHECKPOINT, progress=False)
+
+
+def test_what_onnxruntime_cannot_load_is_one_sentence(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    (bundle / "text_encoder.onnx").write_bytes(b"no graph")
+    write_manifest(bundle, replace(manifest, files=file_specs(bundle)))
+    with pytest.raises(BackendError, match=r"onnxruntime cannot load .*text_encoder\.onnx: [^\n]*$"):
+        verify(bundle, CHECKPOINT, progress=False)
+
+
+def test_inspect_says_what_an_error_in_fp16_is_of(bundle: Path) -> None:
+    manifest = Bundle.open(bundle).manifest
+    entry = {"errors": {"velocity": 0.001}, "note": NOTES["float16"]}
+    write_manifest(bundle, replace(manifest, verified={"graphs": {"denoiser": entry}}))
+    assert "error 1.0e-03, of float16 weights in float32 arithmetic" in render(describe(bundle))
+
+
 def test_a_value_that_is_not_finite_is_an_infinite_error() -> None:
+    assert relative_error(np.ones(2), np.array([1.0, np.nan])) == float("inf")
     assert relative_error(np.array([1.0, np.nan]), np.ones(2)) == float("inf")
     assert relative_error(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0
     assert relative_error(np.array([3.0, 4.5]), np.array([3.0, 4.0])) == pytest.approx(0.1)
