@@ -24,7 +24,7 @@ demo: $(VENV)/installed
 	$(BIN)/python benchmarks/blocks/gallery.py demo/blocks.bundle -o demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

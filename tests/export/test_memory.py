@@ -18,6 +18,8 @@ from framert.export.checkpoint import Checkpoint
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.pipeline import _export_graph
 from framert.export.plan import plan_graphs
+from framert.export.quantize.prepare import _stored
+from framert.export.quantize.recipe import Recipe
 from framert.export.safetensors_file import read_header
 from framert.export.trace import stored_shapes
 
@@ -58,7 +60,7 @@ for name, width, depth in (("warm", 48, 1), ("large", 1536, 4)):
     (folder / name).mkdir()
     Path("/proc/self/clear_refs").write_text("5")
     before = peak()
-    _export_graph(plan, checkpoint, 30.0, folder / name)
+    _export_graph(plan, Recipe(_stored(checkpoint, "transformer")), "fp32", 30.0, folder / name, "onnx")
     after = peak()
 size = sum(file.stat().st_size for file in (folder / "large").iterdir())
 print(json.dumps({"size": size, "peak": after - before}))

@@ -69,6 +69,9 @@ def test_torch_agrees_with_the_kernel(kind, device):
 def test_a_row_does_not_depend_on_the_others(kind, m, device):
     """Bit for bit: its place, its neighbours (here an outlier of 1e30 in scale) and their number change nothing."""
     a, b, a_scale, b_scale, _ = operands(m, 40, 288, kind, device)
+    if kind == "fp8" and device == "cpu":
+        # whole numbers, whose sums are exact: the interpreter's products are NumPy's, which sums in an order of its own
+        a, b = ((tensor.float() / 28).round().to(tensor.dtype) for tensor in (a, b))
     whole = scaled_matmul(a, b, a_scale, b_scale, out_dtype=torch.float32, impl="triton")
     order = torch.randperm(m, generator=torch.Generator().manual_seed(3)).to(device)
     shuffled = scaled_matmul(a[order], b, a_scale[order], b_scale, out_dtype=torch.float32, impl="triton")

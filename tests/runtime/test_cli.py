@@ -233,7 +233,12 @@ def test_export_passes_its_options_on(call, monkeypatch):
 
     export_with(monkeypatch, export=export)
     assert call("export", "model", "-o", "m.bundle", "--native-side", 64, "--force") == (0, "m.bundle\n", "")
-    assert calls == [("model", "m.bundle", {"native_side": 64, "force": True, "progress": True})]
+    assert (
+        call("export", "model", "-o", "m.bundle", "--precision", "int8", "--target", "tensorrt", "--unchecked")[0] == 0
+    )
+    plain = {"native_side": 64, "precision": "fp32", "target": "onnx", "check": True, "force": True, "progress": True}
+    other = {"native_side": None, "precision": "int8", "target": "tensorrt", "check": False, "force": False}
+    assert calls == [("model", "m.bundle", plain), ("model", "m.bundle", other | {"progress": True})]
 
 
 @pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
