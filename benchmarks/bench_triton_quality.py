@@ -1,19 +1,21 @@
 """What precision and reuse cost the picture in backend "triton": distances to fp32 on held-out Blocks scenes.
 
-    python benchmarks/bench_triton_quality.py BUNDLE [--scenes 4] [--steps 20] [--impl reference]
+    python benchmarks/bench_triton_quality.py [models/blocks] [--scenes 4] [--steps 20] [--impl reference] [--rows]
 
 Velocity errors are relative L2 distances on the way of the fp32 run, at its own latents, by noise level; latents are
-compared after the full solver from the same noise, pixels behind the autoencoder too. Every figure is the mean over
-scenes and tasks. Nothing is timed.
+compared after the full solver from the same noise, pixels behind the autoencoder too. What is printed are means over
+scenes and tasks; --rows appends quantiles to benchmarks/results/triton_quality.csv. Nothing is timed.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "blocks"))
 
@@ -22,7 +24,11 @@ from PIL import Image
 
 import framert
 from framert.runtime.bench.quality import decibels, psnr
+from framert.runtime.bench.rows import Environment, Row
+from framert.runtime.errors import FramertError
 
+ROOT = Path(__file__).resolve().parents[1]
+BENCH = "triton_quality"
 PRECISIONS = ("bf16", "fp16", "int8", "fp8")
 REUSES = (2, 4)
 LEVELS = (0.95, 0.7, 0.4, 0.1)  # noise levels, 1 is all noise
@@ -58,7 +64,7 @@ def velocity_errors(exact: framert.Pipeline, other: framert.Pipeline, latents: n
 
 
 def compare(bundle: Path, scenes: int, steps: int, impl: str) -> list[dict[str, Any]]:
-    """Return one record per precision and per reuse."""
+    """Return one record per precision and per reuse: every figure as the list of its samples."""
     exact = framert.load(bundle, backend="triton", impl=impl, precision="fp32")
     asked = [requests(scene_frames(seed, exact.manifest.native_side)) for seed in range(scenes)]
     runs = [(task, seed, request) for seed, tasks in enumerate(asked) for task, request in tasks.items()]
@@ -75,12 +81,12 @@ def compare(bundle: Path, scenes: int, steps: int, impl: str) -> list[dict[str, 
                 pixels.append(psnr(result, expected))
         made: dict[str, Any] = {
             "name": name,
-            "latents_psnr": {task: float(np.mean(values)) for task, values in by_task.items()},
-            "pixels_psnr": float(np.mean(pixels)),
+            "latents_psnr": by_task,
+            "pixels_psnr": pixels,
         }
         if reuse == 1:
             errors = [velocity_errors(exact, pipe, each.latents) for each in truth[:4]]
-            made["velocity"] = {level: float(np.mean([each[level] for each in errors])) for level in LEVELS}
+            made["velocity"] = {level: [each[level] for each in errors] for level in LEVELS}
         return made
 
     rows = [
@@ -90,24 +96,55 @@ def compare(bundle: Path, scenes: int, steps: int, impl: str) -> list[dict[str, 
     return rows + [record(f"fp32, reuse={reuse}", exact, reuse) for reuse in REUSES]
 
 
-def main() -> None:
+def rows_of(records: Iterable[dict[str, Any]], environment: Environment, case: str) -> list[Row]:
+    """Return the rows of some records; ``case`` says what they were measured on."""
+
+    def row(impl: str, where: str, metric: str, unit: str, samples: list[float]) -> Row:
+        return environment.row(bench=BENCH, impl=impl, case=where, metric=metric, unit=unit, samples=samples)
+
+    rows = []
+    for record in records:
+        name = record["name"]
+        for task, samples in record["latents_psnr"].items():
+            rows.append(row(name, f"{task}; {case}", "latents_psnr", "dB", samples))
+        rows.append(row(name, f"all tasks; {case}", "pixels_psnr", "dB", record["pixels_psnr"]))
+        for level, samples in record.get("velocity", {}).items():
+            rows.append(row(name, f"noise {level}; {case}", "velocity_error", "relative L2", samples))
+    return rows
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "model", type=Path, nargs="?", default=ROOT / "models" / "blocks", help="a bundle or checkpoint"
+    )
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--impl", default="auto", help="as framert.load takes it; reference runs without a GPU")
     parser.add_argument("--json", action="store_true", help="print records instead of a table")
+    parser.add_argument("--rows", action="store_true", help=f"append to benchmarks/results/{BENCH}.csv")
     options = parser.parse_args()
-    rows = compare(options.bundle, options.scenes, options.steps, options.impl)
+    try:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() and options.impl != "reference" else None
+        environment = Environment.capture(ROOT, threads=torch.get_num_threads(), device=device, record=options.rows)
+        records = compare(options.model, options.scenes, options.steps, options.impl)
+        if options.rows:
+            case = f"{options.model.name}, {options.scenes} scenes, {options.steps} steps, impl {options.impl}"
+            environment.append(f"{BENCH}.csv", rows_of(records, environment, case))
+    except FramertError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if options.json:
-        print(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        errors = "  ".join(f"{error:.2%} at {level}" for level, error in row.get("velocity", {}).items())
+        print(json.dumps(records, indent=1))
+        return 0
+    for record in records:
+        errors = "  ".join(f"{np.mean(error):.2%} at {level}" for level, error in record.get("velocity", {}).items())
         velocity = f"velocity off by {errors}" if errors else ""
-        latents = "  ".join(f"{task} {value:.1f}" for task, value in row["latents_psnr"].items())
-        print(f"{row['name']:14}  pixels {row['pixels_psnr']:.1f} dB  latents {latents} dB  {velocity}".rstrip())
+        latents = "  ".join(f"{task} {np.mean(value):.1f}" for task, value in record["latents_psnr"].items())
+        pixels = f"pixels {np.mean(record['pixels_psnr']):.1f} dB"
+        print(f"{record['name']:14}  {pixels}  latents {latents} dB  {velocity}".rstrip())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

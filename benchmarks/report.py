@@ -18,7 +18,7 @@ sys.path.append(str(ROOT / "benchmarks" / "blocks"))  # its files are scripts be
 
 import plots  # noqa: E402  # found beside this file
 from floors import format_table  # noqa: E402
-from tables import device_table, memory_table, precision_table, serve_table, step_table  # noqa: E402
+from tables import device_table, memory_table, precision_table, serve_table, step_table, triton_table  # noqa: E402
 
 from framert.runtime.errors import ConfigError, FramertError  # noqa: E402
 from framert.runtime.tasks import TASKS  # noqa: E402
@@ -57,6 +57,7 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "denoiser": partial(device_table, "denoiser"),
     "serve": serve_table,
     "memory": memory_table,
+    "triton": triton_table,
     "tasks": task_table,
     "blocks": blocks_table,
 }

@@ -223,6 +223,29 @@ def device_table(bench: str, root: Path) -> str:
     return "\n\n".join(tables)
 
 
+def triton_table(root: Path) -> str:
+    """Return what precision and reuse cost the picture in backend "triton", by the last run of its benchmark."""
+    rows = latest(rows_of(root, "triton_quality"), "triton_quality")
+    if not rows:
+        return ""
+    levels = list(dict.fromkeys(row.case.partition(";")[0] for row in rows if row.metric == "velocity_error"))
+    lines = [
+        f"| precision | velocity differs by, at {', '.join(levels)} | latents PSNR, worst task | pictures PSNR |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(row.impl for row in rows):
+        mine = [row for row in rows if row.impl == name]
+        errors = [f"{row.p50:.2%}" for row in mine if row.metric == "velocity_error"]
+        latents = min(row.p50 for row in mine if row.metric == "latents_psnr")
+        pixels = next(row.p50 for row in mine if row.metric == "pixels_psnr")
+        lines.append(f"| {name} | {', '.join(errors)} | {latents:.1f} dB | {pixels:.1f} dB |")
+    first = rows[0]
+    return "\n".join(lines) + (
+        f"\n\nMedians, against fp32: {first.case.partition('; ')[2]}. {first.device}; torch {first.torch}; "
+        f"commit {first.commit}, {first.date[:10]}."
+    )
+
+
 MEMORY = ("peak_resident", "peak_anonymous", "bundle_size")
 
 
