@@ -14,7 +14,7 @@ PRECISION_WORDS = {
     "int8": "int8",
     "int4": "int4",
 }
-Spec = TypeVar("Spec", bound="ModelSpec | ScheduleSpec | FileSpec | Graph | Manifest")
+Spec = TypeVar("Spec", bound="ModelSpec | ScheduleSpec | TokenizerSpec | FileSpec | Graph | Manifest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +48,14 @@ class ModelSpec:
     patch: int  # side of a token in latent pixels
     latent_channels: int
     vae_factor: int  # picture pixels per latent pixel
-    scaling_factor: float  # transformer's latent = encoder's latent * scaling_factor; shift_factor is never used
+    scaling_factor: float  # transformer's latent = (encoder's latent - shift) * scaling_factor
     text_width: int
     max_positions: int  # largest latent row or column, in tokens
     max_frames: int
+    shift: float = 0.0
+    condition_channels: int = 0  # of what is seen beside the noisy latent: the condition's latent and its mask
+    pooled_width: int = 0  # of the pooled text that conditions every layer; 0: there is none
+    modulations: int = 0  # multipliers of one modulation row; 0: four per layer and one
 
     @property
     def multiple(self) -> int:
@@ -67,16 +71,44 @@ class ModelSpec:
     def token_width(self) -> int:
         return self.patch * self.patch * self.latent_channels
 
+    @property
+    def condition_width(self) -> int:
+        """Values of one token of the condition."""
+        return self.patch * self.patch * self.condition_channels
+
+    @property
+    def modulation_count(self) -> int:
+        """Multipliers of one modulation row, ``hidden_size`` wide each."""
+        return self.modulations or 4 * self.depth + 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleSpec:
-    """Constants of the flow-matching schedule; sequence lengths are in tokens."""
+    """Constants of the flow-matching schedule; sequence lengths are in tokens.
+
+    static_shift: the shift of every size, as Stable Diffusion 3 has it; 0: it follows the number of tokens.
+    """
 
     num_train_timesteps: int
     base_shift: float
     max_shift: float
     base_image_seq_len: int
     max_image_seq_len: int
+    static_shift: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSpec:
+    """How the ids of one input of the text encoder are made.
+
+    max_tokens: a prompt is truncated to this many, those that the tokenizer adds included; pad_to: and filled up to
+    this many with pad_id, 0: not at all.
+    """
+
+    file: str
+    max_tokens: int
+    pad_to: int = 0
+    pad_id: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +119,10 @@ class FileSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything manifest.json says. verified and provenance are records for people, the rest is relied on."""
+    """Everything manifest.json says. verified and provenance are records for people, the rest is relied on.
+
+    tokenizers: by input of the text encoder; a bundle that names none has one, ``tokenizer_specs`` tells which.
+    """
 
     family: str
     native_side: int
@@ -98,9 +133,14 @@ class Manifest:
     target: Mapping[str, str]
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileSpec]
+    tokenizers: Mapping[str, TokenizerSpec] = field(default_factory=dict)
     verified: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+    def tokenizer_specs(self) -> Mapping[str, TokenizerSpec]:
+        """Return the tokenizer of every input of the text encoder that holds ids."""
+        return self.tokenizers or {"input_ids": TokenizerSpec(file="tokenizer.json", max_tokens=self.prompt_tokens)}
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -117,13 +157,16 @@ class Manifest:
             )
             for name, graph in data["graphs"].items()
         }
-        rest = {key: value for key, value in data.items() if key not in {"model", "schedule", "graphs", "files"}}
+        tokenizers = {name: TokenizerSpec(**spec) for name, spec in data.get("tokenizers", {}).items()}
+        own = {"model", "schedule", "graphs", "files", "tokenizers"}
+        rest = {key: value for key, value in data.items() if key not in own}
         return _checked(
             cls(
                 model=_checked(ModelSpec(**data["model"])),
                 schedule=_checked(ScheduleSpec(**data["schedule"])),
                 graphs={name: _checked(graph) for name, graph in graphs.items()},
                 files={name: _checked(FileSpec(**spec)) for name, spec in data["files"].items()},
+                tokenizers={name: _checked(spec) for name, spec in tokenizers.items()},
                 **rest,
             )
         )
@@ -135,7 +178,8 @@ def _checked(spec: Spec) -> Spec:
         value = getattr(spec, item.name)
         if item.type in (int, float):
             kinds = (int,) if item.type is int else (int, float)
-            least = 1 if item.type is int and item.name != "size" else 0  # only a file may be empty
+            # Only a file may be empty, and what an older manifest does not name.
+            least = 1 if item.type is int and item.name != "size" and item.default != 0 else 0
             good = isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
         elif item.type is str:
             good = isinstance(value, str)
