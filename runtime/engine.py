@@ -70,7 +70,7 @@ class Engine:
         self._config = config
         self._components = components
         denoiser = backend.denoiser()
-        self._store = ConditioningStore(components, denoiser)
+        self._store = ConditioningStore(components, denoiser, bundle.manifest)
         self._pack = Pack(denoiser, bundle.manifest.guidance_branches)
         self._scheduler: Scheduler[_Entry] = Scheduler(config.max_tokens or DEFAULT_PACK_TOKENS)
         self._queue = threading.Condition(threading.Lock())  # guards the scheduler and the worker

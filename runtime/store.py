@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from framert.runtime.arena import Arena, Span
-from framert.runtime.backends.base import Denoiser, Reusing
+from framert.runtime.backends.base import Denoiser, Reusing, text_arenas
 from framert.runtime.components import Components
+from framert.runtime.manifest import Manifest
 
 FIRST_TEXT = 1024  # tokens and rows the arenas start with; they double when a request needs more
 FIRST_ROWS = 128
@@ -25,9 +26,10 @@ class Conditioning:
 class ConditioningStore:
     """Fills the arenas of one denoiser through the conditioner."""
 
-    def __init__(self, components: Components, denoiser: Denoiser) -> None:
+    def __init__(self, components: Components, denoiser: Denoiser, manifest: Manifest) -> None:
         self._components = components
         self._denoiser = denoiser
+        self._arenas = tuple(text_arenas(manifest))
         self._text = Arena(FIRST_TEXT)
         self._rows = Arena(FIRST_ROWS)
         self._cache = Arena(FIRST_CACHE)
@@ -73,7 +75,7 @@ class ConditioningStore:
         self._denoiser.reserve(text=text, rows=rows)  # may be out of memory: then nothing has grown
         self._text.capacity, self._rows.capacity = text, rows
         if held.text.fresh:
-            self._denoiser.write_text(held.text.begin, made["text_k"], made["text_v"])
+            self._denoiser.write_text(held.text.begin, *(made[name] for name in self._arenas))
             held.text.fresh = False
         if held.modulation.fresh:
             self._denoiser.write_modulation(held.modulation.begin, made["modulation"])

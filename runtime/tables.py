@@ -1,12 +1,12 @@
 """The denoiser's index tables: they say which token is what, and change only when the members of a pack change."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
 
-from framert.runtime.arrays import Floats, Ints
+from framert.runtime.arrays import Array, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,11 @@ class Tables:
     @property
     def slots(self) -> int:
         return len(self.guidance_index)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the tables there are by their names, which are those of the denoiser's inputs."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "frames"}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def token_count(member: Member, running: Sequence[int] | None = None) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 
 from framert.runtime import tables
 from framert.runtime.arrays import Array, Floats
-from framert.runtime.backends.base import Backend
+from framert.runtime.backends.base import Backend, text_arenas
 from framert.runtime.components import Components
 from framert.runtime.errors import ShapeError
 from framert.runtime.manifest import Manifest
@@ -41,7 +41,7 @@ def velocity(
     for index in range(batch):
         hidden = np.ascontiguousarray(text[index][text_mask[index].astype(bool)], np.float32)
         made = components.condition(hidden, timesteps.tolist(), {})
-        denoiser.write_text(begin, made["text_k"], made["text_v"])
+        denoiser.write_text(begin, *(made[name] for name in text_arenas(manifest)))
         denoiser.write_modulation(index * frames, made["modulation"])
         branch = tables.BranchRows(begin, len(hidden), index * frames, 1.0)
         members.append(_Member(frames, height // model.patch, width // model.patch, (branch,)))

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from framert.runtime.arrays import Array, Floats, Ints
+from framert.runtime.manifest import Manifest
 from framert.runtime.tables import Tables
+
+CAPACITY = "capacity"  # the manifest's name for an axis of the text arenas
 
 
 class Denoiser(Protocol):
@@ -13,11 +16,14 @@ class Denoiser(Protocol):
     def reserve(self, *, text: int, rows: int) -> None:
         """Make the text arena hold ``text`` tokens and the modulation arena ``rows`` rows; contents stay."""
 
-    def write_text(self, begin: int, text_k: Any, text_v: Any) -> None:
-        """Store (depth, length, kv_heads, head_dim) keys and values, as the conditioner returned them."""
+    def write_text(self, begin: int, *parts: Any) -> None:
+        """Store a prompt in the text arenas: what the conditioner returned for each, in the order of ``text_arenas``.
+
+        Of OneDiffusion (depth, length, kv_heads, head_dim) keys and values.
+        """
 
     def write_modulation(self, begin: int, modulation: Any) -> None:
-        """Store (rows, 4 * depth + 1, hidden) multipliers, as the conditioner returned them."""
+        """Store (rows, multipliers, hidden), as the conditioner returned them."""
 
     def padded(self, tokens: int) -> int:
         """Return the token bucket that a pack of so many model tokens runs in."""
@@ -67,3 +73,9 @@ class Backend(Protocol):
 
     def denoiser(self) -> Denoiser:
         """Return a new denoiser with empty arenas. Each engine has its own; the weights are shared."""
+
+
+def text_arenas(manifest: Manifest) -> dict[str, int]:
+    """Return the denoiser's inputs that hold what the conditioner made of prompts, and which axis of each is tokens."""
+    inputs = manifest.graphs["denoiser"].inputs
+    return {name: spec.shape.index(CAPACITY) for name, spec in inputs.items() if CAPACITY in spec.shape}

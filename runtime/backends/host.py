@@ -6,9 +6,10 @@ import sys
 import numpy as np
 
 from framert.runtime.arrays import Array, Floats
+from framert.runtime.backends.base import text_arenas
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, ConfigError
-from framert.runtime.manifest import ModelSpec
+from framert.runtime.manifest import Manifest, TensorSpec
 
 MAX_THREADS = 1024  # runtimes start whatever they are told to, and take the machine down
 
@@ -20,23 +21,30 @@ class HostArenas:
     failed step leaves the state as it was.
     """
 
-    def __init__(self, model: ModelSpec) -> None:
-        self.text_k: Floats = np.zeros((model.depth, 0, model.kv_heads, model.head_dim), np.float32)
-        self.text_v: Floats = self.text_k.copy()
-        self.modulation: Floats = np.zeros((0, 4 * model.depth + 1, model.hidden_size), np.float32)
-        self.take(*(np.zeros((0, model.token_width), np.float32),) * 2)
+    def __init__(self, manifest: Manifest) -> None:
+        inputs = manifest.graphs["denoiser"].inputs
+        self._tokens = text_arenas(manifest)
+        self.text: dict[str, Floats] = {name: _empty(inputs[name]) for name in self._tokens}
+        self.modulation = _empty(inputs["modulation"])
+        self.take(*(np.zeros((0, manifest.model.token_width), np.float32),) * 2)
 
     def reserve(self, *, text: int, rows: int) -> None:
-        self.text_k = _grown(self.text_k, text, axis=1)
-        self.text_v = _grown(self.text_v, text, axis=1)
+        grown = {name: _grown(store, text, axis=self._tokens[name]) for name, store in self.text.items()}
         self.modulation = _grown(self.modulation, rows, axis=0)
+        self.text = grown
 
-    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
-        self.text_k[:, begin : begin + text_k.shape[1]] = text_k
-        self.text_v[:, begin : begin + text_v.shape[1]] = text_v
+    def write_text(self, begin: int, *parts: Array) -> None:
+        for (name, axis), part in zip(self._tokens.items(), parts, strict=True):
+            place = (slice(None),) * axis + (slice(begin, begin + part.shape[axis]),)
+            self.text[name][place] = part
 
     def write_modulation(self, begin: int, modulation: Array) -> None:
         self.modulation[begin : begin + len(modulation)] = modulation
+
+    @property
+    def arenas(self) -> dict[str, Floats]:
+        """The denoiser's inputs that outlive a pack."""
+        return self.text | {"modulation": self.modulation}
 
     def take(self, latents: Floats, history: Floats) -> None:
         """Start from (slots, token_width) latents and history; the arrays are read, never written."""
@@ -86,6 +94,11 @@ def give_back_memory() -> None:
 def first_line(error: Exception) -> str:
     """Return the first line of a runtime's message, which may go on for pages."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _empty(spec: TensorSpec) -> Floats:
+    """Return zeros of an input's fixed sizes, and none of anything along its free axes."""
+    return np.zeros([size if isinstance(size, int) else 0 for size in spec.shape], np.float32)
 
 
 def _grown(store: Floats, length: int, *, axis: int) -> Floats:

@@ -103,7 +103,7 @@ class OnnxRuntimeDenoiser(HostArenas):
     """Everything lies in host memory, which the CPU provider reads and writes without a copy."""
 
     def __init__(self, backend: OnnxRuntimeBackend, bundle: Bundle) -> None:
-        super().__init__(bundle.manifest.model)
+        super().__init__(bundle.manifest)
         self._backend = backend
         self._tables: dict[str, Array] = {}
 
@@ -111,29 +111,13 @@ class OnnxRuntimeDenoiser(HostArenas):
         return tokens  # every count is dynamic on the CPU, so nothing is padded
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
-        self._tables = {
-            "source": tables.source,
-            "position": tables.position,
-            "frame": tables.frame,
-            "q_range": tables.q_range,
-            "kv_range": tables.kv_range,
-            "text_range": tables.text_range,
-            "guidance_index": tables.guidance_index,
-            "guidance_weight": tables.guidance_weight,
-        }
+        self._tables = tables.arrays()
         self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:
         next_latents, next_history = self.spare()
-        inputs = self._tables | {
-            "latents": self.latents,
-            "history": self.history,
-            "row": row,
-            "modulation": self.modulation,
-            "text_k": self.text_k,
-            "text_v": self.text_v,
-            "update": update,
-        }
+        state = {"latents": self.latents, "history": self.history, "row": row, "update": update}
+        inputs = self._tables | self.arenas | state
         outputs = {"next_latents": next_latents, "next_history": next_history, "velocity": self.guided}
 
         def work(session: Any) -> None:

@@ -127,7 +127,7 @@ class OpenVinoDenoiser(HostArenas):
     """One infer request on arrays in host memory, which are read and written without a copy."""
 
     def __init__(self, backend: OpenVinoBackend, bundle: Bundle) -> None:
-        super().__init__(bundle.manifest.model)
+        super().__init__(bundle.manifest)
         self._backend = backend
         self._tables: dict[str, Array] = {}
         self.request: Any = None
@@ -141,16 +141,7 @@ class OpenVinoDenoiser(HostArenas):
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
         query_runs, key_runs = runs(tables)
-        self._tables = {
-            "source": tables.source,
-            "position": tables.position,
-            "frame": tables.frame,
-            "q_range": query_runs,
-            "kv_range": key_runs,
-            "text_range": tables.text_range,
-            "guidance_index": tables.guidance_index,
-            "guidance_weight": tables.guidance_weight,
-        }
+        self._tables = tables.arrays() | {"q_range": query_runs, "kv_range": key_runs}
         self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:
@@ -160,14 +151,11 @@ class OpenVinoDenoiser(HostArenas):
             "history": self.history,
             "row": row,
             "update": update,
-            "modulation": self.modulation,
-            "text_k": self.text_k,
-            "text_v": self.text_v,
             "next_latents": next_latents,
             "next_history": next_history,
             "velocity": self.guided,
         }
-        self._backend.step(self, self._tables | state)
+        self._backend.step(self, self._tables | self.arenas | state)
         self.swap()
 
 

@@ -72,7 +72,8 @@ class TritonDenoiser:
             self._grow_cache(rows)
         self.cache_rows = max(self.cache_rows, rows)
 
-    def write_text(self, begin: int, text_k: Tensor, text_v: Tensor) -> None:
+    def write_text(self, begin: int, *parts: Tensor) -> None:
+        text_k, text_v = parts
         with as_backend_error("writing a prompt"):
             self._arenas.text_k[:, begin : begin + text_k.shape[1]] = text_k
             self._arenas.text_v[:, begin : begin + text_v.shape[1]] = text_v

@@ -77,9 +77,9 @@ def test_arenas_keep_their_contents_when_they_grow(pipe):
     found.write_text(1, text, 2 * text)
     found.reserve(text=9, rows=2)
     found.reserve(text=5, rows=1)  # never shrinks
-    assert found.text_k.shape[1] == 9
-    np.testing.assert_array_equal(found.text_k[:, 1:4], text)
-    np.testing.assert_array_equal(found.text_v[:, 1:4], 2 * text)
+    assert found.text["text_k"].shape[1] == 9
+    np.testing.assert_array_equal(found.text["text_k"][:, 1:4], text)
+    np.testing.assert_array_equal(found.text["text_v"][:, 1:4], 2 * text)
 
 
 def test_refusals(golden_bundle, monkeypatch):
