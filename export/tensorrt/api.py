@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from framert.export.tensorrt.log import NO_DRIVER, Log
-from framert.export.tensorrt.soname import add_name
+from framert.kernels.plugin.soname import add_name
 from framert.export.tensorrt.targets import Gpu, this_gpu
 from framert.runtime.errors import BackendError, ConfigError
 

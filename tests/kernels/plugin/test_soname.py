@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from framert.export.tensorrt.soname import add_name, empty_library
+from framert.kernels.plugin.soname import add_name, empty_library
 
 # In a process of its own: a library stays loaded under its names. libm is there on every Linux.
 FIND_COSINE = """
 import ctypes, pathlib, sys
-from framert.export.tensorrt.soname import add_name
+from framert.kernels.plugin.soname import add_name
 (path,) = {line.split()[-1] for line in open("/proc/self/maps") if "/libm.so" in line or "/libm-" in line}
 try:
     ctypes.CDLL("libframert_alias_test.so")
