@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 
 from framert.export.tensorrt.log import NO_DRIVER, Log
-from framert.kernels.plugin.soname import add_name
 from framert.export.tensorrt.targets import Gpu, this_gpu
+from framert.kernels.plugin.soname import add_name
 from framert.runtime.errors import BackendError, ConfigError
 
 # Flavour -> module, what installs it, oldest version whose strongly typed networks take these graphs.
