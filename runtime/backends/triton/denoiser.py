@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from framert.runtime.arrays import Floats, Ints
-from framert.runtime.backends.triton.buckets import capacity, token_bucket
+from framert.runtime.backends.buckets import capacity, token_bucket
 from framert.runtime.backends.triton.captures import Captures
 from framert.runtime.backends.triton.failures import as_backend_error
 from framert.runtime.backends.triton.forward import Arenas

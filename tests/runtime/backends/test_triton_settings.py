@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 
 import framert  # noqa: E402
 from framert.runtime.backends import create  # noqa: E402
+from framert.runtime.backends.buckets import capacity, token_bucket  # noqa: E402
 from framert.runtime.backends.triton import settings  # noqa: E402
-from framert.runtime.backends.triton.buckets import capacity, token_bucket  # noqa: E402
 from framert.runtime.bundle import Bundle  # noqa: E402
 from framert.runtime.errors import BackendError, ConfigError  # noqa: E402
 
