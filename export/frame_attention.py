@@ -16,7 +16,7 @@ from onnx import parser
 _BODY = """
 <domain: "framert", opset_import: ["" : 23]>
 FrameAttention <softcap, scale, plugin_namespace>
-    (query, key, value, q_range, kv_range, text_k, text_v, text_range, gate) => (output)
+    (query, key, value, q_range, kv_range TEXT_INPUTS) => (output)
 {
     softcap = Constant <value_float: float = @softcap> ()
     scale = Constant <value_float: float = @scale> ()
@@ -26,14 +26,10 @@ FrameAttention <softcap, scale, plugin_namespace>
     heads = Shape <start = 1, end = 2> (query)
     width = Shape <start = 2, end = 3> (query)
     kv_heads = Shape <start = 1, end = 2> (key)
-    group = Div (heads, kv_heads)
-    one = Constant <value_ints = [1, 1]> ()
-    tiles = Concat <axis = 0> (group, one)
     folded = Concat <axis = 0> (kv_heads, minus, width)
-    scalar = Constant <value_ints = [-1, 1, 1]> ()
-    head_gate = Reshape (gate, scalar)
+    TEXT_ONCE
     own_key = Mul (key, logit_scale)
-    ranges = Concat <axis = 1> (q_range, kv_range, text_range)
+    ranges = Concat <axis = 1> (q_range, kv_range TEXT_RANGE)
     ranges_64 = Cast <to = 7> (ranges)
     sequences = Shape <start = 0, end = 1> (q_range)
     count = Squeeze (sequences, zero)
@@ -44,10 +40,9 @@ FrameAttention <softcap, scale, plugin_namespace>
     {
         next = Identity (go)
         r = Gather <axis = 0> (ranges_64, index)
-        q0, qn, k0, kn, t0, tn = Split <axis = 0, num_outputs = 6> (r)
+        q0, qn, k0, kn TEXT_SPLIT (r)
         q1 = Add (q0, qn)
         k1 = Add (k0, kn)
-        t1 = Add (t0, tn)
         by_head = Concat <axis = 0> (heads, qn, width)
         q = Slice (query, q0, q1, zero)
 
@@ -66,7 +61,33 @@ FrameAttention <softcap, scale, plugin_namespace>
         weights = Softmax <axis = -1> (capped)
         own = MatMul (weights, v_kept)
         own_heads = Reshape <allowzero = 1> (own, by_head)
-
+        TEXT_EACH
+        both = Transpose <perm = [1, 0, 2]> (mixed)
+        more = SequenceInsert (done, both)
+    }>
+    output = ConcatFromSequence <axis = 0> (outputs)
+}
+"""
+# What is left of it without text, and what gated attention to a text puts there.
+_NO_TEXT = {
+    "TEXT_INPUTS": "",
+    "TEXT_ONCE": "",
+    "TEXT_RANGE": "",
+    "TEXT_SPLIT": "= Split <axis = 0, num_outputs = 4>",
+    "TEXT_EACH": "mixed = Identity (own_heads)",
+}
+_TEXT = {
+    "TEXT_INPUTS": ", text_k, text_v, text_range, gate",
+    "TEXT_RANGE": ", text_range",
+    "TEXT_SPLIT": ", t0, tn = Split <axis = 0, num_outputs = 6>",
+    "TEXT_ONCE": """
+    group = Div (heads, kv_heads)
+    one = Constant <value_ints = [1, 1]> ()
+    tiles = Concat <axis = 0> (group, one)
+    scalar = Constant <value_ints = [-1, 1, 1]> ()
+    head_gate = Reshape (gate, scalar)""",
+    "TEXT_EACH": """
+        t1 = Add (t0, tn)
         tk = Slice (text_k, t0, t1, zero)
         tk_scaled = Mul (tk, scale)
         tk_turned = Transpose <perm = [1, 2, 0]> (tk_scaled)
@@ -83,31 +104,29 @@ FrameAttention <softcap, scale, plugin_namespace>
         text_weights = Softmax <axis = -1> (text_logits)
         text = MatMul (text_weights, tv_kept)
         gated = Mul (text, head_gate)
-        mixed = Add (own_heads, gated)
-        both = Transpose <perm = [1, 0, 2]> (mixed)
-        more = SequenceInsert (done, both)
-    }>
-    output = ConcatFromSequence <axis = 0> (outputs)
+        mixed = Add (own_heads, gated)""",
 }
-"""
 
 
-def function(softcap: float, dtype: int = onnx.TensorProto.FLOAT) -> onnx.FunctionProto:
+def function(softcap: float, dtype: int = onnx.TensorProto.FLOAT, *, text: bool = True) -> onnx.FunctionProto:
     """Return the local function; with a softcap of 0 the logits are left as they are.
 
     Args:
         dtype: ONNX type of the tensors. The body computes in float32, whatever it is: sequences of bfloat16 do not
             exist, and processors without half precision would cast around every operator.
+        text: whether it has the four inputs of the text attention.
     """
     if softcap:
         scale = "Div (scale, softcap)"
         capped = "bent = Tanh (logits) capped = Mul (bent, softcap)"
     else:
         scale, capped = "Identity (scale)", "capped = Identity (logits)"
-    body = _BODY.replace("LOGIT_SCALE", scale).replace("CAPPED", capped)
+    body = _BODY
+    for mark, lines in {**(_TEXT if text else _NO_TEXT), "LOGIT_SCALE": scale, "CAPPED": capped}.items():
+        body = body.replace(mark, lines)
     if dtype != onnx.TensorProto.FLOAT:
         head, rest = body.split("{", 1)
-        for name in ("query", "key", "value", "text_k", "text_v", "gate"):
+        for name in ("query", "key", "value", *(("text_k", "text_v", "gate") if text else ())):
             head = re.sub(rf"\b{name}\b", f"{name}_given", head)
             rest = f" {name} = Cast <to = 1> ({name}_given)" + rest
         rest = rest.replace("output = Concat", "output_32 = Concat").rstrip().removesuffix("}")

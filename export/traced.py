@@ -12,18 +12,21 @@ def frame_attention(
     value: Tensor,
     q_range: Tensor,
     kv_range: Tensor,
-    text_k: Tensor,
-    text_v: Tensor,
-    text_range: Tensor,
-    gate: Tensor,
+    text_k: Tensor | None = None,
+    text_v: Tensor | None = None,
+    text_range: Tensor | None = None,
+    gate: Tensor | None = None,
     *,
     softcap: float,
     scale: float,
 ) -> Tensor:
     """Stand for ``kernels.frame_attention``: a node with a local function, see ``export.frame_attention``."""
+    inputs = (query, key, value, q_range, kv_range)
+    if text_k is not None and text_v is not None and text_range is not None and gate is not None:
+        inputs += (text_k, text_v, text_range, gate)
     return torch.onnx.ops.symbolic(
         f"{DOMAIN}::FrameAttention",
-        (query, key, value, q_range, kv_range, text_k, text_v, text_range, gate),
+        inputs,
         attrs={"softcap": softcap, "scale": scale, "plugin_namespace": DOMAIN},
         dtype=query.dtype,
         shape=query.shape,

@@ -18,22 +18,23 @@ FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def model(heads: int, kv_heads: int, width: int, softcap: float) -> bytes:
+def model(heads: int, kv_heads: int, width: int, softcap: float, *, text: bool = True) -> bytes:
     """One FrameAttention node with its local function."""
+    names = NAMES if text else NAMES[:5]
     kv, ranges, query = ["m", kv_heads, width], ["sequences", 2], ["n", heads, width]
     shapes = [query, kv, kv, ranges, ranges, ["c", *kv[1:]], ["c", *kv[1:]], ranges, [heads]]
     inputs = [
         helper.make_tensor_value_info(
             name, onnx.TensorProto.INT32 if "range" in name else onnx.TensorProto.FLOAT, shape
         )
-        for name, shape in zip(NAMES, shapes, strict=True)
+        for name, shape in zip(names, shapes, strict=False)
     ]
     output = helper.make_tensor_value_info("output", FLOAT, query)
     attributes = {"softcap": softcap, "scale": width**-0.5, "plugin_namespace": "framert"}
-    node = helper.make_node("FrameAttention", NAMES, ["output"], domain="framert", **attributes)
+    node = helper.make_node("FrameAttention", names, ["output"], domain="framert", **attributes)
     graph = helper.make_graph([node], "one", inputs, [output])
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("framert", 1)]
-    proto = helper.make_model(graph, functions=[function(softcap)], opset_imports=opsets, ir_version=11)
+    proto = helper.make_model(graph, functions=[function(softcap, text=text)], opset_imports=opsets, ir_version=11)
     onnx.checker.check_model(proto)
     serialized: bytes = proto.SerializeToString()
     return serialized
@@ -98,6 +99,20 @@ def test_function_equals_reference(
 ) -> None:
     arrays = inputs(q, kv, text, *heads)
     (found,) = open_session(model(*heads, softcap)).run(None, arrays)
+    exact = expected(arrays, softcap)
+    assert found.shape == exact.shape
+    assert np.linalg.norm(found - exact) <= 2e-6 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("softcap", [30.0, 0.0])
+@pytest.mark.parametrize(
+    ("q", "kv"), [((1,), (1,)), ((7, 33, 2), (7, 33, 2)), ((4, 0, 6), (9, 3, 1)), ((0, 3), (2, 0))], ids=str
+)
+def test_without_text_the_function_is_self_attention(
+    q: tuple[int, ...], kv: tuple[int, ...], softcap: float, open_session: Callable[[bytes], Any]
+) -> None:
+    arrays = dict(list(inputs(q, kv, (0,) * len(q), 6, 3, 12).items())[:5])
+    (found,) = open_session(model(6, 3, 12, softcap, text=False)).run(None, arrays)
     exact = expected(arrays, softcap)
     assert found.shape == exact.shape
     assert np.linalg.norm(found - exact) <= 2e-6 * np.linalg.norm(exact)
