@@ -21,7 +21,7 @@ def frame_attention(
     scale: float,
 ) -> Tensor:
     """Stand for ``kernels.frame_attention``: a node with a local function, see ``export.frame_attention``."""
-    inputs = (query, key, value, q_range, kv_range)
+    inputs: tuple[Tensor, ...] = (query, key, value, q_range, kv_range)
     if text_k is not None and text_v is not None and text_range is not None and gate is not None:
         inputs += (text_k, text_v, text_range, gate)
     return torch.onnx.ops.symbolic(
