@@ -25,6 +25,10 @@ class CheckpointError(FramertError):
     """A checkpoint's folder, configuration or tensors are not what its family needs."""
 
 
+class CompiledRequestError(FramertError):
+    """A compiled request is missing, damaged, newer than this version, or of another bundle."""
+
+
 class BackendError(FramertError):
     """A backend is unknown, not installed, or cannot run this bundle here."""
 

@@ -16,7 +16,6 @@ from framert.runtime.pipeline import load
 from framert.runtime.request import Request
 from framert.runtime.result import Result
 from framert.runtime.solvers import SOLVERS
-from framert.runtime.task_table import find_task
 
 NAME = "run"
 SUMMARY = "run a task and write what it makes"
@@ -39,11 +38,26 @@ MAX_COUNT = 1000  # results of one call, all of which are held until they are wr
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    how = add_request_arguments(parser, "where to write: .png, .jpg or .webp (.json for cameras)")
+    how.add_argument(
+        "--backend", default="onnxruntime", metavar="NAME", help="what runs it, or auto (default onnxruntime)"
+    )
+    how.add_argument("--precision", metavar="WORD", help="what the backend computes in, where it has a choice")
+    how.add_argument("--low-memory", action="store_true", help="hold one graph in memory at a time; slower")
+    how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print files, settings, timings and results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+
+
+def add_request_arguments(parser: argparse.ArgumentParser, output: str) -> argparse._ArgumentGroup:
+    """Add what says which task of which bundle to run, and return the group that says how.
+
+    Args:
+        output: help of -o.
+    """
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder that framert export made")
     parser.add_argument("task", metavar="TASK", help="a name that framert tasks lists")
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="where to write: .png, .jpg or .webp (.json for cameras)"
-    )
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=output)
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     what = parser.add_argument_group("what to make")
     what.add_argument("--prompt", default="", metavar="TEXT", help="a caption or an instruction")
@@ -87,33 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"results to make (up to {MAX_COUNT}), with seeds SEED, SEED + 1, ..",
     )
-    how.add_argument(
-        "--backend", default="onnxruntime", metavar="NAME", help="what runs it, or auto (default onnxruntime)"
-    )
-    how.add_argument("--precision", metavar="WORD", help="what the backend computes in, where it has a choice")
-    how.add_argument("--low-memory", action="store_true", help="hold one graph in memory at a time; slower")
-    how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
-    parser.add_argument("--json", action="store_true", help="print files, settings, timings and results as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+    return how
 
 
 def run(arguments: argparse.Namespace) -> int:
-    find_task(arguments.task)
-    keywords: dict[str, Any] = {
-        "images": arguments.image,
-        "colors": _colors(arguments.color),
-        "hole": arguments.hole,
-        "captions": arguments.caption,
-        "item": arguments.item,
-        "cameras": _cameras(arguments),
-        "negative_prompt": arguments.negative_prompt,
-        "steps": arguments.steps,
-        "guidance": arguments.guidance,
-        "size": arguments.size,
-        "seed": arguments.seed,
-        "solver": arguments.solver,
-        "reuse": arguments.reuse,
-    }
+    keywords = request_keywords(arguments)
     _check(arguments, keywords)
     pipe = load(
         arguments.bundle,
@@ -140,6 +132,25 @@ def run(arguments: argparse.Namespace) -> int:
             for file in item.all:
                 print(file)
     return 0
+
+
+def request_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``Pipeline.run`` but the prompt and the count. Raises: TaskError for an unknown task."""
+    return {
+        "images": arguments.image,
+        "colors": _colors(arguments.color),
+        "hole": arguments.hole,
+        "captions": arguments.caption,
+        "item": arguments.item,
+        "cameras": _cameras(arguments),
+        "negative_prompt": arguments.negative_prompt,
+        "steps": arguments.steps,
+        "guidance": arguments.guidance,
+        "size": arguments.size,
+        "seed": arguments.seed,
+        "solver": arguments.solver,
+        "reuse": arguments.reuse,
+    }
 
 
 def _check(arguments: argparse.Namespace, keywords: dict[str, Any]) -> None:
