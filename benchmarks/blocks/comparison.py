@@ -95,13 +95,18 @@ def _interval(loss: Loss) -> str:
     return f"{loss.loss.low:.2%} to {loss.loss.high:.2%}"
 
 
-def _losses(reference: Measured, other: Measured) -> dict[str, dict[str, Loss]]:
+def check_settings(reference: Measured, other: Measured) -> None:
+    """Raises: ValueError if two evaluations are not of the same scenes, or not with the same settings."""
     for name in SETTINGS:
         if reference.run[name] != other.run[name]:
             raise ValueError(
                 f"{reference.impl} was evaluated with {name} {reference.run[name]} and {other.impl} with "
                 f"{other.run[name]}; only the same scenes, steps and guidance can be compared in pairs"
             )
+
+
+def _losses(reference: Measured, other: Measured) -> dict[str, dict[str, Loss]]:
+    check_settings(reference, other)
     tasks = [task for task in reference.tasks if task in other.tasks]
     if not tasks:
         raise ValueError(f"{reference.impl} and {other.impl} have no task in common; evaluate the same tasks")

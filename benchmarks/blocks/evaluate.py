@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from cases import TASKS, cameras_of, case_of, picture_of
-from comparison import Comparison, comparison_table
+from comparison import Comparison, check_settings, comparison_table
 from floors import format_table
+from kept import SUFFIX, Kept
 from measured import Measured
 from quality_rows import BENCH, quality_rows
 from scenes import Run, Sides, run_scenes
@@ -49,7 +50,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("bundle", type=Path, nargs="?", help="a bundle, or a checkpoint, which is exported first")
     made.add_argument("--backend", default="onnxruntime")
     made.add_argument("--precision", help="of a bundle: what the backend computes in; of a checkpoint: for its export")
-    made.add_argument("--against", type=Path, help="a bundle to compare with (ONNX Runtime), or the --json of its run")
+    made.add_argument(
+        "--against",
+        type=Path,
+        help="a bundle to compare with (ONNX Runtime), or the --json of its run without --against",
+    )
     made.add_argument(
         "--compare", type=Path, nargs="+", metavar="FILE", help="--json files: the reference, then others"
     )
@@ -103,8 +108,10 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measured | None]:
-    """Return what a bundle scores, and what the one it is compared with does. folder: for what has to be exported.
+def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measured | None, Kept]:
+    """Return what a bundle scores, what the one it is compared with does, and what the latter, or the only one, made.
+
+    folder: for what has to be exported.
 
     Raises: FramertError for a bundle that cannot be opened or run; ValueError for a file that holds no evaluation.
     """
@@ -120,17 +127,23 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
         guidance=given.guidance,
         side=given.size or manifest.native_side,
     )
+    kept = None
+    if stored is not None:
+        check_settings(stored, Measured(run.described() | {"impl": given.backend}, {}))
+        beside = given.against.with_suffix(SUFFIX)
+        kept = Kept.read(beside, stored.run) if beside.exists() else None
     sides = Sides(
         bundle=bundle,
         backend=given.backend,
         precision=given.precision if bundle == given.bundle else None,
         threads=given.threads,
         reference=reference,
+        kept=kept,
     )
     whose = [{"impl": pipe.side, "model": identity(pipe.manifest)} for pipe in sides.open()]
-    scores = run_scenes(sides, run, given.jobs)
+    *scores, made = run_scenes(sides, run, given.jobs)
     measured = [Measured(run.described() | who, found) for who, found in zip(whose, scores, strict=False)]
-    return measured[0], measured[1] if len(measured) > 1 else stored
+    return measured[0], measured[1] if len(measured) > 1 else stored, made
 
 
 def _exported(path: Path, target: Path, precision: str | None = None) -> Path:
@@ -155,7 +168,7 @@ def main() -> int:
         else:
             environment = Environment.capture(ROOT, threads=given.jobs * (given.threads or 1), record=given.rows)
             with tempfile.TemporaryDirectory() as folder:
-                measured, reference = evaluate(given, Path(folder))
+                measured, reference, made = evaluate(given, Path(folder))
             comparisons = [] if reference is None else [Comparison.of(reference, measured, floor)]
             content = measured.as_json(summary=given.summary)
             tables = [format_table(content)]
@@ -165,6 +178,8 @@ def main() -> int:
         if given.json not in (None, "-"):
             text = json.dumps(content, indent=1 if given.summary else None) + "\n"
             Path(given.json).write_text(text, encoding="utf-8")
+            if given.against is None and given.compare is None and not given.summary:
+                made.write(Path(given.json).with_suffix(SUFFIX), measured.run)
     except (framert.FramertError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from cases import Case, Scores, case_of, pictures_of
 from frames import SceneFrames, scene_frames
+from kept import Array, Kept
 from world import Float
 
 import framert
@@ -41,13 +42,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """Whom it is asked. reference: a bundle that gets every request too, on ONNX Runtime, or None."""
+    """Whom it is asked. reference: a bundle that gets every request too, on ONNX Runtime; kept: or what it computed."""
 
     bundle: Path
     backend: str
     precision: str | None
     threads: int | None
     reference: Path | None = None
+    kept: Kept | None = None
 
     def open(self) -> list[framert.Pipeline]:
         """Open what is evaluated, then the reference if there is one. Raises: FramertError."""
@@ -58,8 +60,8 @@ class Sides:
         return pipes
 
 
-def run_scenes(sides: Sides, run: Run, jobs: int) -> tuple[Values, Values]:
-    """Return the scores of the bundle and those of the reference (nothing without one), scene by scene.
+def run_scenes(sides: Sides, run: Run, jobs: int) -> tuple[Values, Values, Kept]:
+    """Return the scores of the bundle, those of a reference bundle (nothing without one), and what the last computed.
 
     Args:
         jobs: processes; each opens the bundle for itself and takes a share of the scenes.
@@ -69,52 +71,63 @@ def run_scenes(sides: Sides, run: Run, jobs: int) -> tuple[Values, Values]:
     parts = [range(at, min(at + each, run.scenes)) for at in range(0, run.scenes, each)]
     if jobs == 1:
         pipes = sides.open()
-        results = [_run_part(pipes, run, part) for part in parts]
+        results = [_run_part(pipes, sides.kept, run, part) for part in parts]
     else:
         # Not fork: an open session has threads, which a forked process would lack.
         with ProcessPoolExecutor(jobs, get_context("spawn"), _open, (sides,)) as pool:
             results = list(pool.map(_run_in_worker, [run] * len(parts), parts))
     values: tuple[Values, Values] = ({}, {})
+    found, kept = [scores for scores, _ in results], Kept()
+    for _, own in results:
+        kept.update(own)
     for side, joined in enumerate(values):
-        for task in run.tasks if side < len(results[0]) else ():
-            rows = [row for result in results for row in result[side][task]]
+        for task in run.tasks if side < len(found[0]) else ():
+            rows = [row for part in found for row in part[side][task]]
             joined[task] = {metric: [row[metric] for row in rows] for metric in rows[0]}
     if "image_to_depth" in run.tasks:
         constant = _error_of_constant(run)
         for joined in values:
             if joined:
                 joined["image_to_depth"]["error_of_constant"] = constant
-    return values
+    return *values, kept
 
 
-_worker: list[framert.Pipeline] = []  # of this process, filled once by the pool
+_worker: list[tuple[list[framert.Pipeline], Kept | None]] = []  # of this process, filled once by the pool
 
 
 def _open(sides: Sides) -> None:
-    _worker.extend(sides.open())
+    _worker.append((sides.open(), sides.kept))
 
 
-def _run_in_worker(run: Run, part: range) -> list[dict[str, list[Scores]]]:
-    return _run_part(_worker, run, part)
+def _run_in_worker(run: Run, part: range) -> tuple[list[dict[str, list[Scores]]], Kept]:
+    return _run_part(*_worker[0], run, part)
 
 
-def _run_part(pipes: list[framert.Pipeline], run: Run, part: range) -> list[dict[str, list[Scores]]]:
-    """Return, for each pipeline, {task: scores of each scene of ``part``}."""
+def _run_part(
+    pipes: list[framert.Pipeline], stored: Kept | None, run: Run, part: range
+) -> tuple[list[dict[str, list[Scores]]], Kept]:
+    """Return, for each pipeline, {task: scores of each scene of ``part``}; and what the last one computed."""
     wanted = set[str]().union(*(pictures_of(task) for task in run.tasks))
     frames = [scene_frames(run.first + index, run.side, wanted) for index in part]
     found: list[dict[str, list[Scores]]] = [defaultdict(list) for _ in pipes]
+    own = Kept()
     for number, task in enumerate(run.tasks, 1):
         cases = [case_of(task, each) for each in frames]
         results = [list(_results(pipe, task, cases, run, part)) for pipe in pipes]
+        for scene, result in zip(part, results[-1], strict=True):
+            own.latents[task, scene] = result.latents
+        if number == 1:
+            own.velocity.update(_velocities(pipes[-1], own, task, part))
+        exact = own if stored is None else stored
         for side, made in enumerate(results):
             scores = [case.score(result) for case, result in zip(cases, made, strict=True)]
-            if len(pipes) > 1:
-                distances = _distances(pipes[side], pipes[1], made, results[1], part if number == 1 else None)
+            if stored is not None or len(pipes) > 1:
+                distances = _distances(pipes[side], exact, task, made, part)
                 scores = [row | each for row, each in zip(scores, distances, strict=True)]
             found[side][task] += scores
         done = f"{task} ({number}/{len(run.tasks)})"
         print(f"scenes {part.start} to {part.stop - 1} of {run.scenes}: {done}", file=sys.stderr, flush=True)
-    return [dict(each) for each in found]
+    return [dict(each) for each in found], own
 
 
 def _results(pipe: framert.Pipeline, task: str, cases: list[Case], run: Run, part: range) -> Iterator[framert.Result]:
@@ -130,40 +143,47 @@ def _results(pipe: framert.Pipeline, task: str, cases: list[Case], run: Run, par
 
 
 def _distances(
-    pipe: framert.Pipeline,
-    reference: framert.Pipeline,
-    made: list[framert.Result],
-    truths: list[framert.Result],
-    scenes: range | None,
+    pipe: framert.Pipeline, exact: Kept, task: str, made: list[framert.Result], scenes: range
 ) -> list[Scores]:
     """Return, scene by scene, how far a pipeline is from the reference on the same noise.
 
-    latents_psnr: dB over the range of the reference's latents, after the whole solver. velocity_error, if asked for:
-    relative L2 distance of velocities, root mean square over LEVELS, both at the reference's latents under noise.
+    latents_psnr, of a task that the reference has: dB over the range of its latents, after the whole solver.
+    velocity_error, of the task whose velocities it has: relative L2 distance, root mean square over LEVELS, both at the
+    reference's latents under noise.
+    """
+    if (task, scenes[0]) not in exact.latents:
+        return [{} for _ in made]
+    distances: list[Scores] = []
+    for scene, ours in zip(scenes, made, strict=True):
+        truth = exact.latents[task, scene]
+        distances.append({"latents_psnr": decibels(ours.latents, truth, float(np.ptp(truth)))})
+    if (task, scenes[0]) not in exact.velocity:
+        return distances
+    found = _velocities(pipe, exact, task, scenes)
+    for each, scene in zip(distances, scenes, strict=True):
+        truth = exact.velocity[task, scene]
+        errors = np.linalg.norm(found[task, scene] - truth, axis=1) / np.linalg.norm(truth, axis=1)
+        each["velocity_error"] = float(np.sqrt(np.mean(np.square(errors))))
+    return distances
+
+
+def _velocities(pipe: framert.Pipeline, exact: Kept, task: str, scenes: range) -> dict[tuple[str, int], Array]:
+    """Return a pipeline's velocities, (levels, values), at the reference's latents of each scene under noise.
 
     Args:
-        scenes: their numbers, which noise and text are drawn from: they do not depend on who shares a process. None
-            leaves out velocity_error.
+        scenes: their numbers, which noise and text are drawn from: they do not depend on who shares a process.
     """
-    distances: list[Scores] = [
-        {"latents_psnr": decibels(ours.latents, truth.latents, float(np.ptp(truth.latents)))}
-        for ours, truth in zip(made, truths, strict=True)
-    ]
-    if scenes is None:
-        return distances
     drawn = [np.random.default_rng(scene) for scene in scenes]
-    clean = np.stack([truth.latents for truth in truths])
+    clean = np.stack([exact.latents[task, scene] for scene in scenes])
     noise = np.stack([random.standard_normal(clean.shape[1:], np.float32) for random in drawn])
-    words = (WORDS, reference.manifest.model.text_width)
+    words = (WORDS, pipe.manifest.model.text_width)
     text = np.stack([random.standard_normal(words, np.float32) for random in drawn])
     mask = np.ones(text.shape[:2], np.int64)
-    squares = np.zeros(len(clean))
+    levels = []
     for level in LEVELS:
         sample, times = (1 - level) * clean + level * noise, np.full(clean.shape[1], 1000 * level, np.float32)
-        ours, truth = (each.velocity(sample, times, text, mask).reshape(len(clean), -1) for each in (pipe, reference))
-        squares += (np.linalg.norm(ours - truth, axis=1) / np.linalg.norm(truth, axis=1)) ** 2
-    errors = np.sqrt(squares / len(LEVELS)).tolist()
-    return [each | {"velocity_error": error} for each, error in zip(distances, errors, strict=True)]
+        levels.append(pipe.velocity(sample, times, text, mask).reshape(len(clean), -1))
+    return {(task, scene): each for scene, each in zip(scenes, np.stack(levels, axis=1), strict=True)}
 
 
 def _error_of_constant(run: Run) -> list[float]:

@@ -21,6 +21,7 @@ import frames  # noqa: E402
 import intervals  # noqa: E402
 import quality_rows  # noqa: E402
 import scenes  # noqa: E402
+from kept import Kept  # noqa: E402
 from measured import Measured  # noqa: E402
 
 sys.path.remove(FOLDER)
@@ -247,19 +248,25 @@ def test_rows_hold_scores_and_paired_losses():
 @pytest.mark.slow
 def test_a_scenes_velocity_error_is_its_own():
     """Whoever shares a process with a scene, noise and text are the same; the two models differ by a constant."""
-    model = SimpleNamespace(text_width=8)
-    truth = SimpleNamespace(manifest=SimpleNamespace(model=model), velocity=lambda sample, *_: sample)
-    ours = SimpleNamespace(velocity=lambda sample, _, text, mask: sample + text.mean((1, 2))[:, None, None, None, None])
+    manifest = SimpleNamespace(model=SimpleNamespace(text_width=8))
+    truth = SimpleNamespace(manifest=manifest, velocity=lambda sample, *_: sample)
+    ours = SimpleNamespace(
+        manifest=manifest, velocity=lambda sample, _, text, mask: sample + text.mean((1, 2))[:, None, None, None, None]
+    )
     made = [SimpleNamespace(latents=np.full((2, 4, 2, 2), value, np.float32)) for value in (0.1, 0.2, 0.3)]
+    exact = Kept({("deblur", scene): each.latents for scene, each in enumerate(made)})
 
     def errors(part):
+        exact.velocity.update(scenes._velocities(truth, exact, "deblur", part))
         results = [made[scene] for scene in part]
-        return [each["velocity_error"] for each in scenes._distances(ours, truth, results, results, part)]
+        return [each["velocity_error"] for each in scenes._distances(ours, exact, "deblur", results, part)]
 
     together = errors(range(3))
     assert together == [errors(range(scene, scene + 1))[0] for scene in range(3)]
     assert len(set(together)) == 3
-    assert scenes._distances(ours, truth, made, made, None) == [{"latents_psnr": 100.0}] * 3
+    exact.velocity.clear()
+    assert scenes._distances(ours, exact, "deblur", made, range(3)) == [{"latents_psnr": 100.0}] * 3
+    assert scenes._distances(ours, exact, "edit", made, range(3)) == [{}] * 3
 
 
 def test_a_bundle_is_evaluated_in_processes_beside_a_reference(golden_bundle, tmp_path, monkeypatch, capfd):
@@ -281,3 +288,31 @@ def test_a_bundle_is_evaluated_in_processes_beside_a_reference(golden_bundle, tm
     assert len(several.tasks["image_to_depth"]["error_of_constant"]) == 3
     assert call(monkeypatch, golden_bundle, *words, "--steps", 2, "--against", file, "--jobs", 1) == 0
     assert "0.00% (0.00% to 0.00%)" in capfd.readouterr().out
+
+
+def test_a_reference_need_not_run_again(golden_bundle, tmp_path, monkeypatch, capfd):
+    """What an evaluation alone kept beside its JSON gives the distances that running it again gives."""
+    pytest.importorskip("onnxruntime")
+    words = ("--scenes", 2, "--size", 32, "--steps", 1, "--threads", 1, "--jobs", 1)
+    alone, other = tmp_path / "alone.json", tmp_path / "other.json"
+    assert call(monkeypatch, golden_bundle, *words, "--tasks", "image_to_depth", "--json", alone) == 0
+    beside = Measured.read(alone)
+    kept = Kept.read(alone.with_suffix(".npz"), beside.run)
+    moved = {key: value + np.float32(0.01) * value for key, value in kept.velocity.items()}
+    shifted = {key: value + np.float32(0.1) * np.ptp(value) for key, value in kept.latents.items()}
+    Kept(shifted, moved).write(alone.with_suffix(".npz"), beside.run)
+    tasks = ("--tasks", "image_to_depth", "deblur")
+    assert call(monkeypatch, golden_bundle, *words, *tasks, "--against", alone, "--json", other) == 0
+    found = Measured.read(other).tasks
+    assert found["image_to_depth"]["latents_psnr"] == pytest.approx([20, 20], abs=1e-3)
+    assert "latents_psnr" not in found["deblur"]  # the reference was not asked for it
+    assert not other.with_suffix(".npz").exists()
+    capfd.readouterr()
+    for wrong, says in (((*words[:4], "--steps", 2), "steps 1"), (words, "of another evaluation")):
+        if wrong is words:
+            Kept(shifted, moved).write(alone.with_suffix(".npz"), beside.run | {"impl": "other"})
+        assert call(monkeypatch, golden_bundle, *wrong, *tasks, "--against", alone) == 2
+        assert says in capfd.readouterr().err
+    alone.with_suffix(".npz").write_bytes(b"no archive")
+    assert call(monkeypatch, golden_bundle, *words, *tasks, "--against", alone) == 2
+    assert "holds no latents of an evaluation" in capfd.readouterr().err
