@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from framert.runtime.backends import BACKENDS
@@ -21,9 +22,13 @@ DISTRIBUTIONS = {
     "onnx": ("onnx",),
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx": ("tensorrt-rtx",),
+    "cuda.bindings": ("cuda-bindings", "cuda-python"),
 }
 CUDA_LIBRARY = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
 COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76  # CUdevice_attribute
+NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor, and how a display adapter's class begins
+# What engines compute in -> the first compute capability that has it; int4 and fp4 are formats of weights.
+LEAST_CAPABILITY = {"fp16": (7, 5), "bf16": (8, 0), "int8": (7, 5), "int4": (8, 0), "fp8": (8, 9), "fp4": (10, 0)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +139,14 @@ def _gpu(cuda: Any, index: int, newest: str) -> Gpu:
 
 def _versions(*packages: str) -> dict[str, str]:
     """Return the installed version of each package, "" for one that is not there."""
-    return {package: _version(package) if find_spec(package) else "" for package in packages}
+    return {package: _version(package) if _installed(package) else "" for package in packages}
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # a part of a package that is not there
+        return False
 
 
 def _version(package: str) -> str:
@@ -204,22 +216,70 @@ def _triton(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
     )
 
 
-def _tensorrt(package: str, extra: str) -> Callable[[set[str], tuple[Gpu, ...]], Ability]:
-    def ability(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
-        versions = _versions(package)
-        if missing := _missing(versions, extra):
-            return missing
-        targets = ", ".join("sm_" + gpu.compute_capability.replace(".", "") for gpu in gpus)
-        why = f"runs engines built for {targets}" if gpus else "no NVIDIA GPU with a driver: builds engines, runs none"
-        return Ability(usable=bool(gpus), versions=versions, why=why)
+def _tensorrt(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
+    versions = _versions("tensorrt", "tensorrt_rtx", "cuda.bindings")
+    kinds = [package for package in ("tensorrt", "tensorrt_rtx") if versions[package]]
+    extra = kinds[0].replace("_", "-") if kinds else "tensorrt"
+    install = f"pip install 'framert[{extra}]'"
+    targets = [gpu.compute_capability for gpu in gpus]
+    names = ", ".join("sm_" + target.replace(".", "") for target in targets)
+    if not kinds:
+        why = "tensorrt and tensorrt_rtx are not installed, and one of them is needed"
+        return Ability(usable=False, versions=versions, why=why, fix=install)
+    if not gpus:
+        builds = "builds engines, runs none" if "tensorrt_rtx" in kinds else "builds and runs none"
+        there = has_nvidia_device()
+        why = "an NVIDIA GPU is there, and no driver for it" if there else "no NVIDIA GPU with a driver"
+        fix = "sudo ubuntu-drivers install (on other systems: NVIDIA's own installer)" if there else ""
+        return Ability(usable=False, versions=versions, why=f"{why}: {builds}", fix=fix)
+    if not versions["cuda.bindings"]:
+        return Ability(usable=False, versions=versions, why="cuda.bindings not installed", fix=install)
+    newest = tuple(int(part) for part in gpus[0].cuda.split("."))
+    usable = [package for package in kinds if (_cuda_of(package) or 0) <= newest[0]]
+    if not usable:
+        made = _cuda_of(kinds[0])
+        return Ability(
+            usable=False,
+            versions=versions,
+            why=f"{kinds[0]} is made for CUDA {made}, and the driver is for CUDA {gpus[0].cuda}",
+            fix=f"pip install {kinds[0].replace('_', '-')}-cu{newest[0]} (or a newer driver)",
+        )
+    newest_target = max(tuple(int(part) for part in target.split(".")) for target in targets)
+    more = [name for name, least in LEAST_CAPABILITY.items() if newest_target >= least]
+    return Ability(
+        usable=True,
+        versions=versions,
+        precisions=("fp32", *more),
+        why=f"runs engines that {' or '.join(usable)} of this version built for {names}, in what they were built in",
+    )
 
-    return ability
+
+def has_nvidia_device(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Return whether Linux lists a display adapter of NVIDIA's, with or without a driver."""
+    for device in devices.glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor == NVIDIA and kind.startswith(DISPLAY):
+            return True
+    return False
+
+
+def _cuda_of(package: str) -> int | None:
+    """Return the CUDA version that an installed TensorRT is made for, None where its name does not tell."""
+    for major in (12, 13, 14):
+        try:
+            metadata.version(f"{package}-cu{major}")
+        except metadata.PackageNotFoundError:
+            continue
+        return major
+    return None
 
 
 ABILITIES: dict[str, Callable[[set[str], tuple[Gpu, ...]], Ability]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "triton": _triton,
-    "tensorrt": _tensorrt("tensorrt", "tensorrt"),
-    "tensorrt-rtx": _tensorrt("tensorrt_rtx", "tensorrt-rtx"),
+    "tensorrt": _tensorrt,
 }

@@ -6,7 +6,7 @@ from framert.runtime.backends.base import Backend
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, ConfigError
 
-BACKENDS = ("onnxruntime", "openvino", "triton")
+BACKENDS = ("onnxruntime", "openvino", "triton", "tensorrt")
 
 
 def create(
@@ -38,6 +38,17 @@ def create(
         if threads is not None:
             raise ConfigError(f"threads is {threads!r}, which backend 'triton' does not take; leave it out")
         return _triton(bundle, precision=precision, impl=impl)
+    if name == "tensorrt":
+        if threads is not None:
+            raise ConfigError(f"threads is {threads!r}, which backend 'tensorrt' does not take; leave it out")
+        if precision is not None:
+            raise ConfigError(
+                f"precision is {precision!r}, and engines keep the one they were built in (framert build --precision); "
+                "leave it out"
+            )
+        from framert.runtime.backends.tensorrt.backend import TensorRtBackend
+
+        return TensorRtBackend(bundle, low_memory=low_memory)
     raise BackendError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}")
 
 

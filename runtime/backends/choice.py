@@ -1,4 +1,4 @@
-"""What ``load(backend="auto")`` takes, and why: the fastest of what this CPU has and this bundle was verified with."""
+"""What ``load(backend="auto")`` takes, and why: what a bundle is built for, or the fastest it was verified with."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -7,6 +7,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.cpu import cpu_features
 from framert.runtime.errors import BackendError
 
+ENGINES = ("tensorrt", "tensorrt-rtx")  # kinds of bundles that ``framert build`` makes
 HALF_BUDGET = 0.05  # largest relative L2 error of a velocity in bfloat16; PyTorch's own bfloat16 has about as much
 
 
@@ -20,13 +21,16 @@ class Choice:
 
 
 def choose(bundle: Bundle) -> Choice:
-    """Return the backend to run a bundle with on this CPU.
+    """Return the backend to run a bundle with here.
 
-    OpenVINO in bfloat16 is taken where the CPU multiplies bfloat16 and ``framert doctor BUNDLE --record`` found the
-    error small; ONNX Runtime, which computes what was exported, everywhere else.
+    Engines have but one. Exported graphs go to OpenVINO in bfloat16 where the CPU multiplies bfloat16 and ``framert
+    doctor BUNDLE --record`` found the error small; to ONNX Runtime, which computes what was exported, everywhere else.
 
     Raises: BackendError if no CPU backend is installed.
     """
+    kind = bundle.manifest.target.get("kind", "")
+    if kind in ENGINES:
+        return Choice("tensorrt", None, f"the bundle holds engines for {kind}")
     installed = [name for name in ("onnxruntime", "openvino") if find_spec(name) is not None]
     if not installed:
         raise BackendError("no CPU backend is installed; pip install 'framert[cpu]'")

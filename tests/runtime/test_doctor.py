@@ -68,10 +68,60 @@ def test_triton_needs_a_gpu(gpus, usable, fp8, packages):
     assert (ability.usable, "fp8" in ability.precisions) == (usable, fp8)
 
 
-def test_tensorrt_names_the_target_it_runs(packages):
+@pytest.mark.parametrize(
+    ("installed", "made_for", "gpus", "usable", "says", "fix"),
+    [
+        (("tensorrt", "cuda.bindings"), None, (ORIN,), True, "tensorrt of this version built for sm_87", ""),
+        (("tensorrt_rtx", "cuda.bindings"), 13, (ADA,), True, "tensorrt_rtx of this version built for sm_89", ""),
+        (("tensorrt_rtx", "cuda.bindings"), 13, (), False, "builds engines, runs none", ""),
+        (("tensorrt", "cuda.bindings"), None, (), False, "builds and runs none", ""),
+        (("tensorrt_rtx",), None, (ADA,), False, "cuda.bindings not", "pip install 'framert[tensorrt-rtx]'"),
+        (("tensorrt",), None, (ADA,), False, "cuda.bindings not installed", "pip install 'framert[tensorrt]'"),
+        (("cuda.bindings",), None, (ADA,), False, "one of them is needed", "pip install 'framert[tensorrt]'"),
+        (
+            ("tensorrt", "cuda.bindings"), 13, (ORIN,), False,
+            "made for CUDA 13, and the driver is for CUDA 12.6", "pip install tensorrt-cu12 (or a newer driver)",
+        ),
+    ],
+)  # fmt: skip
+def test_tensorrt_says_what_it_runs_and_what_is_missing(
+    installed, made_for, gpus, usable, says, fix, packages, monkeypatch
+):
+    packages(*installed)
+    monkeypatch.setattr(doctor, "_cuda_of", lambda _: made_for)
+    monkeypatch.setattr(doctor, "has_nvidia_device", lambda: False)
+    ability = doctor.ABILITIES["tensorrt"](set(), gpus)
+    assert (ability.usable, ability.fix) == (usable, fix)
+    assert says in ability.why
+
+
+@pytest.mark.parametrize(
+    ("gpu", "has", "lacks"),
+    [(OLD, {"fp16", "int8"}, {"bf16", "fp8"}), (ORIN, {"bf16", "int4"}, {"fp8"}), (ADA, {"fp8"}, {"fp4"})],
+    ids=["T4", "Orin", "Ada"],
+)
+def test_tensorrt_has_the_precisions_of_the_gpu(gpu, has, lacks, packages, monkeypatch):
+    packages("tensorrt", "cuda.bindings")
+    monkeypatch.setattr(doctor, "_cuda_of", lambda _: None)
+    precisions = set(doctor.ABILITIES["tensorrt"](set(), (gpu,)).precisions)
+    assert has <= precisions
+    assert not lacks & precisions
+
+
+def test_a_gpu_without_a_driver_is_told_of(packages, monkeypatch, tmp_path):
+    device = tmp_path / "0000:01:00.0"
+    device.mkdir()
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x040300\n")
+    assert not doctor.has_nvidia_device(tmp_path)  # its sound
+    (device / "class").write_text("0x030200\n")
+    assert doctor.has_nvidia_device(tmp_path)
     packages("tensorrt")
-    assert "sm_87" in doctor.ABILITIES["tensorrt"](set(), (ORIN,)).why
-    assert not doctor.ABILITIES["tensorrt"](set(), ()).usable
+    monkeypatch.setattr(doctor, "has_nvidia_device", lambda: True)
+    ability = doctor.ABILITIES["tensorrt"](set(), ())
+    assert not ability.usable
+    assert "no driver for it" in ability.why
+    assert ability.fix.startswith("sudo ubuntu-drivers install")
 
 
 def test_a_machine_without_a_driver_has_no_gpus(monkeypatch):

@@ -1,0 +1,100 @@
+"""Whether a bundle of engines is for this machine: its GPU, its TensorRT, the kernels inside; and what mends it."""
+
+import re
+import shlex
+from typing import Any
+
+from framert.runtime.backends.tensorrt.library import KINDS
+from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BackendError
+from framert.runtime.manifest import PRECISION_WORDS
+
+AMPERE = 80
+
+
+def rebuild_command(bundle: Bundle, target: str | None = None) -> str:
+    """Return, in words, the command that builds a bundle's engines again. target: of another GPU than now."""
+    manifest = bundle.manifest
+    built = _built(bundle)
+    words = ["framert", "build", "ONNX_BUNDLE", "-o", str(bundle.path), "--force"]
+    words += ["--backend", manifest.target.get("kind", "tensorrt")]
+    for name in [target] if target else manifest.target.get("compute_capability", "").split(","):
+        words += ["--target", name]
+    precision = PRECISION_WORDS.get(manifest.graphs["denoiser"].precision)
+    if precision in ("fp16", "bf16"):
+        words += ["--precision", precision]
+    if "plugins" in manifest.target:
+        words += ["--attention", str(built.get("attention", "plugin"))]
+    if built.get("weight_streaming"):
+        words += ["--weight-streaming"]
+    if built.get("compatible", "none") != "none":
+        words += ["--compatible", str(built["compatible"])]
+    return f"build it again from the exported bundle: {shlex.join(words)}"
+
+
+def check_kind(bundle: Bundle) -> str:
+    """Return the kind of a bundle of engines. Raises: BackendError for one of graphs."""
+    kind = bundle.manifest.target.get("kind", "")
+    if kind not in KINDS:
+        raise BackendError(
+            f"{bundle.path} is of kind {kind!r}, and backend 'tensorrt' runs kinds {' and '.join(map(repr, KINDS))}; "
+            f"build it: framert build {shlex.quote(str(bundle.path))} --target sm_NN -o ENGINES"
+        )
+    return kind
+
+
+def check_version(bundle: Bundle, version: str) -> None:
+    """Raises: BackendError unless engines of this bundle load in the installed version."""
+    made = bundle.manifest.target.get("version", "")
+    ours, theirs = _numbers(version), _numbers(made)
+    if ours == theirs:
+        return
+    if _built(bundle).get("compatible") == "version" and ours[:1] == theirs[:1] and ours > theirs:
+        return
+    kind = bundle.manifest.target["kind"]
+    raise BackendError(
+        f"{bundle.path} was built with {kind} {made}, and {version} is installed, which does not run it; install "
+        f"{KINDS[kind][0]}=={made}, or {rebuild_command(bundle)}"
+    )
+
+
+def check_gpu(bundle: Bundle, target: str, gpu: str) -> None:
+    """Raises: BackendError unless the engines, and kernels of ours in them, are for this compute capability."""
+    targets = bundle.manifest.target.get("compute_capability", "").split(",")
+    ampere = _built(bundle).get("compatible") == "ampere+" and int(target.removeprefix("sm_")) >= AMPERE
+    if target not in targets and not ampere:
+        raise BackendError(
+            f"{bundle.path} was built for {' and '.join(targets)}, and this GPU ({gpu}) is {target}; "
+            f"{rebuild_command(bundle, target)}"
+        )
+    if "plugins" in bundle.manifest.target and target not in (kernel.split(":")[0] for kernel in kernels(bundle)):
+        held = ", ".join(kernel.split(":")[0] for kernel in kernels(bundle)) or "none"
+        raise BackendError(
+            f"{bundle.path} holds attention kernels for {held}, and this GPU ({gpu}) is {target}; "
+            f"{rebuild_command(bundle, target)}"
+        )
+
+
+def kernels(bundle: Bundle) -> list[str]:
+    """Return "target:hash" of every kernel that the manifest names."""
+    return [kernel for kernel in bundle.manifest.target.get("kernels", "").split(",") if kernel]
+
+
+def check_kernels(bundle: Bundle, graph: str, found: list[str]) -> None:
+    """Raises: BackendError if an engine brought a kernel that the manifest does not name."""
+    known = kernels(bundle)
+    if strange := sorted(set(found) - set(known)):
+        raise BackendError(
+            f"{bundle.path}/{graph}.engine holds the attention kernel {strange[0]}, and its manifest names "
+            f"{', '.join(known) or 'none'}; {rebuild_command(bundle)}"
+        )
+
+
+def _built(bundle: Bundle) -> dict[str, Any]:
+    built = bundle.manifest.provenance.get("built")
+    return built if isinstance(built, dict) else {}
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the up to four numbers of a version: what follows them is the package's own."""
+    return [int(part) for part in re.findall(r"\d+", version)[:4]]

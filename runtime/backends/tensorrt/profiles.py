@@ -1,0 +1,97 @@
+"""The sizes that engines were built for, read from profiles.json: which profile takes a call, and what is refused."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from framert.runtime.errors import BackendError, BundleError
+
+FILE = "profiles.json"
+Sizes = Mapping[str, int]
+Profile = Mapping[str, tuple[int, int, int]]  # axis -> least, best, most
+
+# Axis -> what it counts, and the option of `framert build` that sets its most.
+WORDS = {
+    "tokens": ("model tokens, guidance branches counted", "--tokens"),
+    "sequences": ("sequences, one for each guidance branch and one for padding", "--sequences"),
+    "longest": ("model tokens of one sequence", "--tokens"),
+    "text_longest": ("text tokens of one prompt", "--text"),
+    "frames": ("frames", "--frames"),
+    "rows": ("modulation rows", "--rows"),
+    "capacity": ("text tokens", "--text"),
+    "height": ("pixels high", "--side"),
+    "width": ("pixels wide", "--side"),
+    "latent_height": ("latent pixels high", "--side"),
+    "latent_width": ("latent pixels wide", "--side"),
+    "length": ("text tokens of one prompt", "--text"),
+}
+SHOWN = ("tokens", "sequences", "longest", "frames")  # of the denoiser's profiles, in the order they are told
+
+
+class Profiles:
+    """The profiles of every graph. rebuild: the command that builds the bundle again, without its sizes."""
+
+    def __init__(self, table: Mapping[str, Sequence[Profile]], rebuild: str) -> None:
+        self._table = table
+        self._rebuild = rebuild
+
+    @classmethod
+    def read(cls, folder: Path, graphs: Sequence[str], rebuild: str) -> "Profiles":
+        """Raises: BundleError if the file is missing or not what ``framert build`` writes."""
+        file = folder / FILE
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            table = {
+                graph: [{axis: (int(a), int(b), int(c)) for axis, (a, b, c) in one.items()} for one in data[graph]]
+                for graph in graphs
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{file} cannot be read ({error!r}); {rebuild}") from error
+        if empty := [graph for graph, profiles in table.items() if not profiles]:
+            raise BundleError(f"{file} has no profile of {', '.join(empty)}; {rebuild}")
+        return cls(table, rebuild)
+
+    def of(self, graph: str) -> Sequence[Profile]:
+        return self._table[graph]
+
+    def most(self, graph: str, axis: str) -> int:
+        """Return the largest size of an axis in any profile; 0 where the graph has no such axis."""
+        return max(profile[axis][2] for profile in self._table[graph]) if axis in self._table[graph][0] else 0
+
+    def choose(self, graph: str, sizes: Sizes) -> int:
+        """Return the profile with the smallest sizes that takes a call.
+
+        Raises: BackendError that says what was asked for, what is allowed and what to build.
+        """
+        taking = [index for index, one in enumerate(self._table[graph]) if not _outside(one, sizes)]
+        if not taking:
+            raise BackendError(self._refusal(graph, sizes))
+        return min(taking, key=lambda index: (self._volume(graph, index, sizes), index))
+
+    def _volume(self, graph: str, index: int, sizes: Sizes) -> int:
+        volume = 1
+        for axis in sizes:
+            volume *= self._table[graph][index].get(axis, (1, 1, 1))[2]
+        return volume
+
+    def _refusal(self, graph: str, sizes: Sizes) -> str:
+        profiles = self._table[graph]
+        for axis, size in sizes.items():  # one size that no profile takes is the whole story
+            if axis not in profiles[0]:
+                continue
+            least, most = min(one[axis][0] for one in profiles), self.most(graph, axis)
+            if not least <= size <= most:
+                what, option = WORDS.get(axis, (axis, ""))
+                more = f" with {option} {size} or more" if option and size > most else ""
+                return f"{graph} was asked for {size} {what}, and is built for {least} to {most}; {self._rebuild}{more}"
+        asked = ", ".join(f"{sizes[axis]} {axis}" for axis in SHOWN if axis in sizes)
+        allowed = "; or ".join(
+            ", ".join(f"{one[axis][2]} {axis}" for axis in SHOWN if axis in one and axis in sizes) for one in profiles
+        )
+        return f"{graph} was asked for {asked}, and is built for up to {allowed}; {self._rebuild} for larger ones"
+
+
+def _outside(profile: Profile, sizes: Sizes) -> list[str]:
+    return [
+        axis for axis, size in sizes.items() if axis in profile and not profile[axis][0] <= size <= profile[axis][2]
+    ]

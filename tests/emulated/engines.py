@@ -1,0 +1,73 @@
+"""A bundle of emulated engines, written the way ``framert build`` writes real ones."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from framert.export.tensorrt import profiles
+from framert.export.tensorrt.prepare import prepare
+from framert.kernels.plugin.launch import Launch, pack
+from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
+
+
+def build(
+    module: Any,
+    bundle: Path,
+    output: Path,
+    *,
+    version: str,
+    kind: str = "tensorrt",
+    targets: Sequence[str] = ("sm_89",),
+    capacity: profiles.Capacity | None = None,
+    launches: Sequence[Launch] = (),
+    streamable: int = 0,
+    built: dict[str, Any] | None = None,
+) -> Path:
+    """Write engines of an exported bundle.
+
+    Args:
+        module: emulated/tensorrt.py. launches: kernels of the plugin; none for engines of standard operators, whose
+            attention is then the padded one that TensorRT is given.
+        built: what the manifest says beside of how they were built.
+    """
+    opened = Bundle.open(bundle)
+    plugin, capacity = bool(launches), capacity or profiles.Capacity()
+    table = profiles.plan_profiles(opened.manifest, capacity, plugin=plugin)
+    graphs = {}
+    with new_bundle(output) as folder, tempfile.TemporaryDirectory() as work:
+        for number, (name, rows) in enumerate(table.items()):
+            if plugin:  # the bundle's own function computes what the kernel would
+                graph, proto = opened.manifest.graphs[name], onnx.load(opened.graph_path(name))
+            else:
+                ready = prepare(opened, name, None, Path(work))
+                graph = ready.graph
+                proto = onnx.load(ready.file) if ready.content is None else onnx.load_from_string(ready.content)
+            proto.graph.name = name
+            content = module.write(
+                proto.SerializeToString(),
+                [profiles.shapes(graph.inputs, row) for row in rows],
+                version=version,
+                capabilities=targets,
+                size=module.BLOCK * (number + 1),
+                kernels=pack(launches) if plugin and name == "denoiser" else b"",
+                streamable=streamable,
+            )
+            (folder / f"{name}.engine").write_bytes(content)
+            graphs[name] = replace(graph, files=(f"{name}.engine",))
+        shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
+        (folder / "profiles.json").write_text(json.dumps(profiles.to_json(table)))
+        target = {"kind": kind, "version": version, "compute_capability": ",".join(targets)}
+        if plugin:
+            kernels = ",".join(f"{launch.target}:{launch.kernel_hash[:16]}" for launch in launches)
+            target |= {"plugins": "FrameAttention", "kernels": kernels}
+        origin = {"built": {"capacity": asdict(capacity), "compatible": "none", **(built or {})}}
+        manifest = replace(opened.manifest, target=target, graphs=graphs, files=file_specs(folder), verified={},
+                           provenance={**opened.manifest.provenance, **origin})  # fmt: skip
+        write_manifest(folder, manifest)
+    return output
