@@ -21,7 +21,7 @@ from floors import format_table  # noqa: E402
 from tables import device_table, memory_table, precision_table, serve_table, step_table, triton_table  # noqa: E402
 
 from framert.runtime.errors import ConfigError, FramertError  # noqa: E402
-from framert.runtime.tasks import TASKS  # noqa: E402
+from framert.runtime.families.onediffusion.task_table import TASKS  # noqa: E402
 
 
 def task_table(root: Path) -> str:

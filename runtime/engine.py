@@ -71,7 +71,7 @@ class Engine:
         self._components = components
         denoiser = backend.denoiser()
         self._store = ConditioningStore(components, denoiser, bundle.manifest)
-        self._pack = Pack(denoiser, bundle.manifest.guidance_branches)
+        self._pack = Pack(denoiser, bundle.manifest)
         self._scheduler: Scheduler[_Entry] = Scheduler(config.max_tokens or DEFAULT_PACK_TOKENS)
         self._queue = threading.Condition(threading.Lock())  # guards the scheduler and the worker
         self._worker: _Worker | None = None

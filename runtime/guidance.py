@@ -1,7 +1,9 @@
-"""Guidance rules as weights over branches: the guided velocity is a weighted sum over several prompts."""
+"""Guidance rules as weights over branches: the guided velocity is a weighted sum over several evaluations."""
 
 from dataclasses import dataclass
 from numbers import Real
+
+from PIL.Image import Image
 
 from framert.runtime.errors import ConfigError
 
@@ -10,19 +12,28 @@ MAX_SCALE = 1000  # far beyond any use; what is larger overflows
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One evaluation of a sequence: under which prompt, and its share of the guided velocity."""
+    """One evaluation of a sequence: under which prompt, and its share of the guided velocity.
+
+    picture: whether it is shown what the sequence has beside its latents (tables.Layout.blank). references: pictures
+    whose features stand for the prompt's placeholders.
+    """
 
     prompt: str
     weight: float
+    picture: bool = False
+    references: tuple[Image, ...] = ()
+
+
+def check_scale(name: str, scale: object) -> float:
+    """Return a scale of guidance. Raises: ConfigError that names it if it is not a number from 0 to 1000."""
+    number = float(scale) if isinstance(scale, Real) and not isinstance(scale, bool) else -1.0
+    if not 0 <= number <= MAX_SCALE:  # NaN compares false
+        raise ConfigError(f"{name} is {scale!r}; give a number from 0 to {MAX_SCALE} (1 or less means no guidance)")
+    return number
 
 
 def classifier_free(prompt: str, negative_prompt: str, scale: float) -> tuple[Branch, ...]:
-    """Return the branches of v = v_negative + scale (v_prompt - v_negative); one branch when scale is at most 1.
-
-    Raises: ConfigError if ``scale`` is not a number from 0 to 1000.
-    """
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale <= MAX_SCALE:  # NaN compares false
-        raise ConfigError(f"guidance is {scale!r}; give a number from 0 to {MAX_SCALE} (1 or less means no guidance)")
+    """Return the branches of v = v_negative + scale (v_prompt - v_negative); one branch when scale is at most 1."""
     if scale <= 1:
         return (Branch(prompt, 1.0),)
-    return (Branch(prompt, float(scale)), Branch(negative_prompt, 1.0 - float(scale)))
+    return (Branch(prompt, scale), Branch(negative_prompt, 1.0 - scale))

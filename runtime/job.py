@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from framert.runtime import guidance, solvers, tasks
+from framert.runtime import guidance, solvers
 from framert.runtime.arrays import Floats
+from framert.runtime.composition import Composition
 from framert.runtime.errors import ConfigError, ShapeError, TaskError
+from framert.runtime.families import Family, find_family, find_task
 from framert.runtime.images import aspect_size, check_size
 from framert.runtime.manifest import Manifest, ModelSpec
 from framert.runtime.request import Request
 from framert.runtime.schedule import Schedule
 from framert.runtime.solvers.evaluation import Evaluation
-from framert.runtime.tasks import Composition
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,6 +28,7 @@ class Job:
     """
 
     request: Request
+    family: Family
     composition: Composition
     size: tuple[int, int]
     shape: tuple[int, int, int, int]
@@ -68,36 +70,39 @@ def prepare(request: Request, manifest: Manifest) -> Job:
 
     Raises: TaskError, ConfigError, ImageError or ShapeError, each naming the argument that does not fit.
     """
-    composition = _compose(request)
+    family = find_family(manifest.family)
+    composition = _compose(request, family, manifest)
     model = manifest.model
     frames = len(composition.mask)
     if frames > model.max_frames:
         raise TaskError(f"{frames} frames were given; this bundle takes at most {model.max_frames}")
     size = _size(request, composition, manifest)
+    composition = family.at_size(composition, size)
     shape = (frames, model.latent_channels, size[1] // model.vae_factor, size[0] // model.vae_factor)
     steps = composition.steps if request.steps is None else request.steps
-    scale = composition.guidance if request.guidance is None else request.guidance
     target_tokens = sum(composition.mask) * (shape[2] // model.patch) * (shape[3] // model.patch)
     schedule = Schedule.build(manifest.schedule, steps, target_tokens)
     solver = solvers.find(request.solver)
+    guided = family.guide(request, composition)
     check_seed(request.seed)
     _check_noise(request.noise, shape)
     _check_reuse(request.reuse, composition)
     return Job(
         request=request,
+        family=family,
         composition=composition,
         size=size,
         shape=shape,
         patch=model.patch,
         schedule=schedule,
         evaluations=tuple(solver(schedule.sigmas.tolist())),
-        branches=guidance.classifier_free(composition.prompt, request.negative_prompt, scale),
+        branches=guided.branches,
         reuse=request.reuse,
         settings={
             **_frame_settings(request, composition),
             "negative_prompt": request.negative_prompt,
             "steps": schedule.steps,
-            "guidance": float(scale),
+            **guided.settings,
             "solver": request.solver,
             **({} if request.reuse == 1 else {"reuse": request.reuse}),
             "size": list(size),
@@ -121,34 +126,23 @@ def _frame_settings(request: Request, composition: Composition) -> dict[str, Any
         given["captions"] = list(request.captions)
     if request.item:
         given["item"] = request.item
+    if request.boxes:
+        given["boxes"] = {thing: [float(edge) for edge in box] for thing, box in request.boxes.items()}
+    if request.extend:
+        given["extend"] = [int(pixels) for pixels in request.extend]
     if composition.cameras is not None:
         given["cameras"] = json.loads(composition.cameras.to_json())["cameras"]
     return given
 
 
-def _compose(request: Request) -> Composition:
+def _compose(request: Request, family: Family, manifest: Manifest) -> Composition:
     if not isinstance(request.negative_prompt, str):
         raise TaskError(f"negative_prompt is {request.negative_prompt!r}; give a string")
-    if request.task is None:
-        return tasks.compose(
-            prompt=request.prompt,
-            images=request.images,
-            mask=request.mask,
-            cameras=request.cameras,
-            multiview=request.multiview,
-        )
-    if request.mask is not None or request.multiview:
-        raise TaskError(f"task {request.task!r} decides its own frames; use generate() to give mask or multiview")
-    return tasks.plan(
-        request.task,
-        images=request.images,
-        prompt=request.prompt,
-        colors=request.colors,
-        hole=request.hole,
-        captions=request.captions,
-        item=request.item,
-        cameras=request.cameras,
-    )
+    if request.task is not None:
+        find_task(request.task, family.name, manifest)
+        if request.mask is not None or request.multiview:
+            raise TaskError(f"task {request.task!r} decides its own frames; use generate() to give mask or multiview")
+    return family.compose(request, manifest)
 
 
 def _size(request: Request, composition: Composition, manifest: Manifest) -> tuple[int, int]:

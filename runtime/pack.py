@@ -8,6 +8,8 @@ import numpy as np
 from framert.runtime import tables
 from framert.runtime.arrays import Floats
 from framert.runtime.backends.base import Denoiser, Reusing
+from framert.runtime.families import find_family
+from framert.runtime.manifest import Manifest
 from framert.runtime.sequence import Sequence
 from framert.runtime.tables import BranchRows, Tables
 
@@ -20,6 +22,7 @@ class _Nothing:
     height: int = 1
     width: int = 1
     branches: tuple[BranchRows, ...] = (BranchRows(0, 1, 0, 1.0),)
+    conditions: Floats | None = None
 
 
 class Pack:
@@ -27,12 +30,13 @@ class Pack:
 
     Args:
         denoiser: the backend's step.
-        guidance_branches: width of the guidance tables.
+        manifest: of the bundle; says how its family's tables are laid out.
     """
 
-    def __init__(self, denoiser: Denoiser, guidance_branches: int) -> None:
+    def __init__(self, denoiser: Denoiser, manifest: Manifest) -> None:
         self._denoiser = denoiser
-        self._guidance_branches = guidance_branches
+        self._guidance_branches = manifest.guidance_branches
+        self._layout = find_family(manifest.family).layout(manifest)
         self._members: tuple[Sequence, ...] = ()
         self._skipping: tuple[bool, ...] = ()
         self._built: dict[tuple[bool, ...], Tables] = {}  # of these members, by who skips
@@ -56,7 +60,9 @@ class Pack:
         """Run two calls of ``count`` model tokens on zeros: a backend may compile in one and record the other."""
         self.collect()
         bucket = self._denoiser.padded(count)
-        built = tables.build([_Nothing()], guidance_branches=self._guidance_branches, tokens=bucket)
+        built = tables.build(
+            [_Nothing()], guidance_branches=self._guidance_branches, tokens=bucket, layout=self._layout
+        )
         nothing = np.zeros((1, token_width), np.float32)
         self._denoiser.bind(built, nothing, nothing)
         for _ in range(2):
@@ -112,5 +118,6 @@ class Pack:
                 tokens=self._denoiser.padded(tokens),
                 running=running,
                 cache_rows=self._denoiser.cache_rows if cached and isinstance(self._denoiser, Reusing) else None,
+                layout=self._layout,
             )
         return self._built[skipping]

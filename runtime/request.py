@@ -45,9 +45,12 @@ class Request:
     hole: ImageSource | None = None
     captions: Sequence[str] | None = None
     item: str | None = None
+    boxes: Mapping[str, Sequence[float]] | None = None
+    extend: Sequence[int] | None = None
     negative_prompt: str = ""
     steps: int | None = None
     guidance: float | None = None
+    image_guidance: float | None = None
     size: tuple[int, int] | None = None
     seed: int = 0
     noise: Floats | None = None

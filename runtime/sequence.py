@@ -5,9 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from framert.runtime.arrays import Floats, Ints
-from framert.runtime.cameras import Cameras
 from framert.runtime.components import Components
-from framert.runtime.images import fit
 from framert.runtime.job import Job
 from framert.runtime.patches import to_frames, to_tokens
 from framert.runtime.solvers.evaluation import KEEP
@@ -19,8 +17,9 @@ from framert.runtime.tables import BranchRows
 class Sequence:
     """The state of one request between denoiser calls.
 
-    latents, history: (slots, token_width). rows: (calls, branches * frames) int32, the modulation row of each packed
-    frame at each call. updates: (calls, frames, 6). call: the next evaluation. seconds: wall time per graph.
+    latents, history: (slots, token_width). conditions: (slots, condition width), see families.base.Start. rows: (calls,
+    branches * frames) int32, the modulation row of each packed frame at each call. updates: (calls, frames, 6). call:
+    the next evaluation. seconds: wall time per graph.
     """
 
     job: Job
@@ -30,6 +29,7 @@ class Sequence:
     updates: Floats
     latents: Floats
     history: Floats
+    conditions: Floats | None
     seconds: dict[str, float]
     call: int = field(default=0)
 
@@ -76,13 +76,14 @@ def start(job: Job, components: Components, store: ConditioningStore) -> Sequenc
     Raises: what the backend raises; no arena rows are held then.
     """
     seconds: dict[str, float] = {}
-    latents = _first_latents(job, components, seconds)
-    components.read_ahead((branch.prompt for branch in job.branches), seconds)
+    first = job.family.start(job, components, seconds)
+    # all texts before the first conditioner call, so that neither graph need be loaded twice
+    texts = [components.read(branch.prompt, seconds, branch.references) for branch in job.branches]
     levels = noise_levels(job)
     held: list[Conditioning] = []
     try:
         cache = job.tokens // len(job.branches) if job.reuse > 1 else 0
-        held.extend(store.acquire(branch.prompt, levels, seconds, cache=cache) for branch in job.branches)
+        held.extend(store.acquire(text, levels, seconds, cache=cache) for text in texts)
     except BaseException:
         for conditioning in held:
             store.release(conditioning)
@@ -94,10 +95,11 @@ def start(job: Job, components: Components, store: ConditioningStore) -> Sequenc
             own.modulation.begin,
             branch.weight,
             None if own.cache is None else own.cache.begin,
+            branch.picture,
         )
         for own, branch in zip(held, job.branches, strict=True)
     )
-    tokens = to_tokens(latents, job.patch)
+    tokens = to_tokens(first.latents, job.patch)
     return Sequence(
         job=job,
         branches=branches,
@@ -106,6 +108,7 @@ def start(job: Job, components: Components, store: ConditioningStore) -> Sequenc
         updates=_updates(job),
         latents=tokens,
         history=np.zeros_like(tokens),
+        conditions=first.conditions,
         seconds=seconds,
     )
 
@@ -130,23 +133,3 @@ def _rows(job: Job, levels: list[float], branches: tuple[BranchRows, ...]) -> In
 def _updates(job: Job) -> Floats:
     rows = [[call.row if generate else KEEP for generate in job.composition.mask] for call in job.evaluations]
     return np.asarray(rows, np.float32)
-
-
-def _first_latents(job: Job, components: Components, seconds: dict[str, float]) -> Floats:
-    """Return noise in the frames to generate and clean latents in the condition frames."""
-    latents = job.noise().copy()
-    composition = job.composition
-    pictures = iter(composition.images)
-    rays = _condition_rays(composition.cameras, job.shape[2])
-    for number, (generate, kind) in enumerate(zip(composition.mask, composition.kinds, strict=True)):
-        if generate:
-            continue
-        if kind == "rays":
-            latents[number] = rays[number // 2]  # frames alternate picture, rays
-        else:
-            latents[number] = components.encode(fit(next(pictures), job.size), seconds)
-    return latents
-
-
-def _condition_rays(cameras: Cameras | None, side: int) -> Floats:
-    return np.zeros((0, 16, side, side), np.float32) if cameras is None else cameras.relative().rays(side)

@@ -6,7 +6,7 @@ from typing import Any
 
 from framert.runtime.arena import Arena, Span
 from framert.runtime.backends.base import Denoiser, Reusing, text_arenas
-from framert.runtime.components import Components
+from framert.runtime.components import Components, Text
 from framert.runtime.manifest import Manifest
 
 FIRST_TEXT = 1024  # tokens and rows the arenas start with; they double when a request needs more
@@ -44,17 +44,16 @@ class ConditioningStore:
         self._denoiser.reserve(text=self._text.capacity, rows=self._rows.capacity)
 
     def acquire(
-        self, prompt: str, noise_levels: Sequence[float], seconds: dict[str, float], *, cache: int = 0
+        self, text: Text, noise_levels: Sequence[float], seconds: dict[str, float], *, cache: int = 0
     ) -> Conditioning:
-        """Return rows for a prompt and noise levels in 0..1000, computing them unless somebody already did.
+        """Return rows for a text and noise levels in 0..1000, computing them unless somebody already did.
 
         Args:
             cache: also hold so many rows for keys and values, which nobody shares.
         """
-        hidden = self._components.hidden_states(prompt, seconds)
         held = Conditioning(
-            self._text.acquire(prompt, len(hidden)),
-            self._rows.acquire((prompt, tuple(noise_levels)), len(noise_levels)),
+            self._text.acquire(text.key, text.length),
+            self._rows.acquire((text.key, tuple(noise_levels)), len(noise_levels)),
             self._cache.acquire(object(), cache) if cache else None,
         )
         try:
@@ -64,7 +63,7 @@ class ConditioningStore:
                 self._denoiser.reserve_cache(required)
                 self._cache.capacity = required
             if held.text.fresh or held.modulation.fresh:
-                self._fill(held, self._components.condition(hidden, noise_levels, seconds))
+                self._fill(held, self._components.condition(text.values, noise_levels, seconds))
         except BaseException:
             self.release(held)
             raise

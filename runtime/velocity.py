@@ -19,6 +19,7 @@ class _Member:
     height: int
     width: int
     branches: tuple[tables.BranchRows, ...]
+    conditions: Floats | None = None
 
 
 def velocity(
@@ -40,7 +41,7 @@ def velocity(
     begin = 0
     for index in range(batch):
         hidden = np.ascontiguousarray(text[index][text_mask[index].astype(bool)], np.float32)
-        made = components.condition(hidden, timesteps.tolist(), {})
+        made = components.condition({"hidden_states": hidden}, timesteps.tolist(), {})
         denoiser.write_text(begin, *(made[name] for name in text_arenas(manifest)))
         denoiser.write_modulation(index * frames, made["modulation"])
         branch = tables.BranchRows(begin, len(hidden), index * frames, 1.0)

@@ -7,8 +7,8 @@ import maps
 import numpy as np
 from frames import VIEWS, Story, caption, vocabulary
 
-from framert.runtime.prompts import Words
-from framert.runtime.tasks import TASKS
+from framert.runtime.families.onediffusion.prompts import Words
+from framert.runtime.families.onediffusion.task_table import TASKS
 
 # How often each task is drawn among those with its number of frames. What must obey words learns last: it gets more.
 WEIGHTS = {

@@ -74,7 +74,7 @@ def record(bundle: Bundle, found: Mapping[str, Comparison], versions: Mapping[st
 
 def _velocities(bundle: Bundle, backend: Backend, samples: Floats) -> tuple[list[Floats], float]:
     components = Components(bundle, backend)
-    hidden = components.hidden_states(PROMPT, {})
+    hidden = components.read(PROMPT, {}).values["hidden_states"]
     made, seconds = [], float("inf")
     for level in (LEVELS[0], *LEVELS):  # the first call loads
         levels = np.array([level, LEVELS[-1]], np.float32)

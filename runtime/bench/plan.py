@@ -8,12 +8,15 @@ from framert.runtime.bench.quality import DEFAULT_GATE
 from framert.runtime.bench.trace import Trace
 from framert.runtime.bench.workload import Kind, Size
 from framert.runtime.errors import ConfigError
+from framert.runtime.families import DEFAULT
 from framert.runtime.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure. together: requests in flight for the throughput. gate: least PSNR in dB, see ``Report``."""
+    """What to measure. family: whose tasks. together: requests in flight for throughput. gate: least PSNR in dB, see
+    ``Report``.
+    """
 
     tasks: Sequence[str]
     sizes: Sequence[Size]
@@ -22,6 +25,7 @@ class Plan:
     together: int = 8
     trace: Trace | None = None
     gate: float = DEFAULT_GATE
+    family: str = DEFAULT
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.together < 1 or not self.tasks or not self.sizes or not self.gate > 0:
@@ -33,7 +37,7 @@ class Plan:
     @property
     def kinds(self) -> list[Kind]:
         """Every task at every size."""
-        return [Kind(task, size, self.steps) for task in self.tasks for size in self.sizes]
+        return [Kind(task, size, self.steps, self.family) for task in self.tasks for size in self.sizes]
 
     @property
     def mix(self) -> list[tuple[Kind, float]]:

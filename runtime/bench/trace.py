@@ -14,9 +14,9 @@ import numpy as np
 from framert.runtime.bench.workload import Kind, Size
 from framert.runtime.engine import Engine
 from framert.runtime.errors import ConfigError
+from framert.runtime.families import DEFAULT, find_task
 from framert.runtime.request import Request
 from framert.runtime.result import Result
-from framert.runtime.task_table import find_task
 
 MAX_ARRIVALS = 100_000
 DEFAULT_SECONDS = 30.0
@@ -51,10 +51,11 @@ class Trace:
     seconds: float = DEFAULT_SECONDS
     deadline: float | None = None
     seed: int = 0
+    family: str = DEFAULT
 
     @classmethod
-    def parse(cls, text: str) -> "Trace":
-        """Read a trace as FORM shows it. Raises: ConfigError that shows FORM."""
+    def parse(cls, text: str, family: str = DEFAULT) -> "Trace":
+        """Read a trace of a family's tasks as FORM shows it. Raises: ConfigError that shows FORM."""
         name, _, rest = text.partition(":")
         pairs = [pair.partition("=") for pair in rest.split(",")]
         values = {key.strip(): value.strip() for key, _, value in pairs}
@@ -67,10 +68,11 @@ class Trace:
                 text=text,
                 rate=float(rate.removesuffix("%")) / (100 if rate.endswith("%") else 1),
                 relative=rate.endswith("%"),
-                mix=() if mix == "all" else tuple(_part(part) for part in mix.split("+")),
+                mix=() if mix == "all" else tuple(_part(part, family) for part in mix.split("+")),
                 seconds=float(values.get("seconds", DEFAULT_SECONDS)),
                 deadline=float(values["deadline"]) if "deadline" in values else None,
                 seed=int(values.get("seed", 0)),
+                family=family,
             )
         except ValueError as error:
             raise ConfigError(f"the trace {text!r} holds something that is no number; give {FORM}") from error
@@ -88,7 +90,7 @@ class Trace:
         if not self.mix:
             return [(kind, 1.0) for kind in every]
         return [
-            (Kind(part.task, size, steps), part.weight)
+            (Kind(part.task, size, steps, self.family), part.weight)
             for part in self.mix
             for size in ([part.size] if part.size else sizes)
         ]
@@ -163,11 +165,11 @@ def serve(
     ]
 
 
-def _part(text: str) -> Part:
+def _part(text: str, family: str) -> Part:
     """``text_to_image@64x64*3`` -> its task, size and weight. Raises: TaskError, ConfigError, ValueError."""
     kind, _, weight = text.partition("*")
     task, at, size = kind.partition("@")
-    find_task(task)
+    find_task(task, family)
     number = float(weight or 1)
     if not 0 < number < float("inf"):
         raise ValueError(weight)

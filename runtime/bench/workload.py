@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from framert.runtime.cameras import Cameras
+from framert.runtime.families import DEFAULT, find_task
 from framert.runtime.request import Request
-from framert.runtime.task_table import find_task
 
 Size = tuple[int, int]
 
@@ -23,14 +23,15 @@ GROUNDS = {"grey": (120, 120, 120), "sand": (194, 178, 128), "slate": (90, 100, 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A task at a size (width, height), in solver steps; None is the task's own number."""
+    """A task of a family at a size (width, height), in solver steps; None is the task's own number."""
 
     task: str
     size: Size
     steps: int | None = None
+    family: str = DEFAULT
 
     def __str__(self) -> str:
-        steps = find_task(self.task).steps if self.steps is None else self.steps
+        steps = find_task(self.task, self.family).steps if self.steps is None else self.steps
         return f"{self.task} {self.size[0]}x{self.size[1]}, {steps} steps"
 
 
@@ -44,10 +45,14 @@ class _Thing:
     def name(self) -> str:
         return f"{self.colour} {self.shape}"
 
+    def scaled(self, size: Size, shift: float = 0.0) -> list[float]:
+        """Return the box in pixels of a picture (width, height), shifted to the right by so many of its sides."""
+        return [(value + shift * (1 - place % 2)) * size[place % 2] for place, value in enumerate(self.box)]
+
 
 def request(kind: Kind, seed: int) -> Request:
     """Return the request of a kind that ``seed`` stands for; the noise has the same seed."""
-    task = find_task(kind.task)
+    task = find_task(kind.task, kind.family)
     random = np.random.default_rng([seed, 0xBE7C])
     things, ground = _things(random), str(random.choice(list(GROUNDS)))
     legend = {thing.name: colour for thing, colour in zip(things, ("cyan", "magenta"), strict=True)}
@@ -58,6 +63,8 @@ def request(kind: Kind, seed: int) -> Request:
         "colors": legend,
         "hole": _hole(kind.size, random),
         "item": things[0].name,
+        "boxes": {thing.name: thing.scaled(kind.size) for thing in things},
+        "extend": (kind.size[0] // 4, 0, kind.size[0] // 4, 0),
         "cameras": Cameras.orbit([0, float(random.uniform(15, 60))], [20, 20], [1.6, 1.6]),
     }
     return Request(
@@ -88,7 +95,7 @@ def _draw(size: Size, things: list[_Thing], ground: str, legend: dict[str, str],
     image = Image.new("RGB", size, "black" if legend else GROUNDS[ground])
     draw = ImageDraw.Draw(image)
     for thing in things:
-        scaled = [(value + 0.08 * turn * (1 - place % 2)) * size[place % 2] for place, value in enumerate(thing.box)]
+        scaled = thing.scaled(size, 0.08 * turn)
         round_shape = thing.shape in ("sphere", "cone")
         (draw.ellipse if round_shape else draw.rectangle)(scaled, fill=legend.get(thing.name, thing.colour))
     return image

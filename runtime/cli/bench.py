@@ -25,9 +25,9 @@ from framert.runtime.cli import values
 from framert.runtime.cli.lazy import export_module
 from framert.runtime.cpu import cpu_cores
 from framert.runtime.errors import ConfigError
+from framert.runtime.families import find_family, find_task
 from framert.runtime.job import prepare
 from framert.runtime.pipeline import load
-from framert.runtime.task_table import TASKS, find_task
 
 NAME = "bench"
 SUMMARY = "measure latency, throughput, a mixed load and picture quality"
@@ -163,17 +163,19 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 def _plan(arguments: argparse.Namespace, bundle: Path) -> Plan:
     named = [task for words in arguments.tasks for task in words.split(",")]
-    tasks = list(TASKS) if named == ["all"] else named
+    manifest = Bundle.open(bundle, check_files=False).manifest
+    side, family = manifest.native_side, manifest.family
+    tasks = list(find_family(family).tasks(manifest)) if named == ["all"] else named
     for task in tasks:
-        find_task(task)
-    side = Bundle.open(bundle, check_files=False).manifest.native_side
+        find_task(task, family, manifest)
     return Plan(
+        family=family,
         tasks=tasks,
         sizes=[size for sizes in arguments.sizes or [[(side, side)]] for size in sizes],
         steps=arguments.steps,
         rounds=arguments.rounds,
         together=arguments.together,
-        trace=Trace.parse(arguments.trace) if arguments.trace else None,
+        trace=Trace.parse(arguments.trace, family) if arguments.trace else None,
         gate=arguments.gate,
     )
 

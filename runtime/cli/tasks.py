@@ -5,8 +5,9 @@ import json
 from typing import Any
 
 from framert.runtime.bundle import Bundle
+from framert.runtime.families import DEFAULT, find_family
 from framert.runtime.manifest import Manifest
-from framert.runtime.task_table import EXTRAS, TASKS, Task
+from framert.runtime.task import EXTRAS, Task
 
 NAME = "tasks"
 SUMMARY = "list the tasks and what they take"
@@ -33,13 +34,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.bundle is not None:
         manifest = Bundle.open(arguments.bundle, check_files=False).manifest
     if arguments.json:
-        content: dict[str, Any] = {"tasks": [_row(task) for task in TASKS.values()]}
+        content: dict[str, Any] = {"tasks": [_row(task) for task in _tasks(manifest)]}
         if manifest is not None:
             content["bundle"] = _limits(manifest)
         print(json.dumps(content, indent=1))
     else:
         print(_table(manifest))
     return 0
+
+
+def _tasks(manifest: Manifest | None) -> list[Task]:
+    family = find_family(DEFAULT if manifest is None else manifest.family)
+    return list(family.tasks(manifest).values())
+
+
+def _extras(tasks: list[Task]) -> list[str]:
+    """Return what the tasks take besides pictures and a prompt."""
+    return [name for name in EXTRAS if any(name in task.extras for task in tasks)]
 
 
 def _row(task: Task) -> dict[str, Any]:
@@ -70,15 +81,16 @@ def _limits(manifest: Manifest) -> dict[str, Any]:
 
 
 def _table(manifest: Manifest | None) -> str:
+    tasks = _tasks(manifest)
     rows = [("task", "images", "takes", "steps", "guidance", "makes")]
-    for task in TASKS.values():
+    for task in tasks:
         takes = ["prompt" if task.prompt_required else "[prompt]", *task.needs, *(f"[{name}]" for name in task.takes)]
         images = _range(*task.images)
         rows.append((task.name, images, " ".join(takes), str(task.steps), f"{task.guidance:g}", task.summary))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "how to give them, in Python and on the command line:"]
-    lines += ["  prompt    prompt='a red cube' (--prompt)", *(f"  {name:<9} {how}" for name, how in EXTRAS.items())]
+    lines += ["  prompt    prompt='a red cube' (--prompt)", *(f"  {name:<9} {EXTRAS[name]}" for name in _extras(tasks))]
     if manifest is not None:
         limits = _limits(manifest)
         lines += [

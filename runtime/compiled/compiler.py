@@ -39,7 +39,7 @@ def compile_requests(bundle: Bundle, requests: List[Request]) -> CompiledRequest
     recorder = Recorder(bundle)
     components = Components(bundle, recorder)
     store = ConditioningStore(components, recorder, bundle.manifest)
-    pack = Pack(recorder, bundle.manifest.guidance_branches)
+    pack = Pack(recorder, bundle.manifest)
     states = [sequence.start(job, components, store) for job in jobs]
     outputs: list[tuple[int, ...]] = []
     running = list(enumerate(states))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import framert
-from framert.runtime.task_table import TASKS
+from framert.runtime.families.onediffusion.task_table import TASKS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = [GOLDEN / f"input_{index}.png" for index in range(3)]

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from framert.runtime import tasks
 from framert.runtime.bench import alternate, energy, memory, quality, rows, workload
 from framert.runtime.bench.trace import Arrival, Part, Trace, arrivals, serve
 from framert.runtime.errors import ConfigError, TaskError
-from framert.runtime.task_table import TASKS
+from framert.runtime.families.onediffusion.plan import plan
+from framert.runtime.families.onediffusion.task_table import TASKS
 
 COLUMNS = "bench,impl,case,metric,unit,p20,p50,p80,p99,n,threads,device,torch,triton,onnxruntime,openvino,tensorrt,commit,date"  # noqa: E501
 
@@ -247,16 +247,7 @@ def test_peak_memory_is_what_was_held() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_request_of_every_task_fits_it_and_is_its_seeds_own(task: str) -> None:
     kind = workload.Kind(task, (64, 64), 3)
-    composed = {
-        seed: tasks.plan(
-            task,
-            images=made.images,
-            prompt=made.prompt,
-            **{name: getattr(made, name) for name in TASKS[task].needs},
-        )
-        for seed in (0, 1)
-        for made in [workload.request(kind, seed)]
-    }
+    composed = {seed: plan(TASKS[task], made) for seed in (0, 1) for made in [workload.request(kind, seed)]}
     assert composed[0].prompt != composed[1].prompt or not TASKS[task].prompt_required
     assert all(image.size == (64, 64) for image in composed[0].images)
     pairs = zip(composed[0].images, composed[1].images, strict=True)

@@ -16,7 +16,7 @@ import framert
 from framert.runtime.cameras import Cameras
 from framert.runtime.cli import lazy, main
 from framert.runtime.cli.values import join_negative_values, numbers, size
-from framert.runtime.task_table import TASKS
+from framert.runtime.families.onediffusion.task_table import TASKS
 
 COMMANDS = ("tasks", "run", "export", "verify", "inspect", "bench", "kernels")
 

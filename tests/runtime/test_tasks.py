@@ -10,12 +10,21 @@ from PIL import Image
 from framert.runtime.cameras import Cameras
 from framert.runtime.colors import COLORS, check_legend, hexadecimal
 from framert.runtime.errors import ImageError, TaskError
-from framert.runtime.tasks import EXTRAS, TASKS, compose, find_task, plan
+from framert.runtime.families import find_task
+from framert.runtime.families.onediffusion.frames import compose
+from framert.runtime.families.onediffusion.plan import plan as plan_row
+from framert.runtime.families.onediffusion.task_table import TASKS
+from framert.runtime.request import Request
+from framert.runtime.task import EXTRAS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COLOR = {"red cube": "cyan", "ball": "gold"}
 MASKS = "<#00FFFF cyan mask: red cube> <#FFD700 gold mask: ball>"
 BOXES = "<#00FFFF cyan boundingbox: red cube> <#FFD700 gold boundingbox: ball>"
+
+
+def plan(task, **arguments):
+    return plan_row(find_task(task), Request(task=task, **arguments))
 
 
 def picture(grey: int = 50) -> Image.Image:

@@ -1,45 +1,24 @@
 """OneDiffusion's tasks, one row each: what the engine runs follows from the row, not from code of its own."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from framert.runtime import prompts
-from framert.runtime.composition import CAMERAS_HINT, Output, SizeRule
-from framert.runtime.errors import TaskError
-
-# What a task may need besides pictures and a prompt, and how to give it.
-EXTRAS = {
-    "colors": "colors={'red cube': 'cyan'} (--color 'red cube=cyan')",
-    "hole": "hole=a mask picture, white where to fill (--hole FILE)",
-    "captions": "captions=[...], one per given picture (--caption)",
-    "item": "item='red cube', what the given picture shows (--item)",
-    "cameras": CAMERAS_HINT,
-}
+from framert.runtime.composition import Output
+from framert.runtime.families.onediffusion import prompts
+from framert.runtime.task import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class FrameTask(Task):
     """One row of the table.
 
-    frames: (number of given images, number of cameras) -> mask. images: fewest and most that can be given, None
-    without a limit. write: makes the prompt. needs, takes: names in EXTRAS that must and that may be given.
+    frames: (number of given images, number of cameras) -> mask. write: makes the prompt. multiview: frames alternate
+    picture, rays.
     """
 
-    name: str
-    summary: str
-    token: str
     frames: Callable[[int, int], tuple[int, ...]]
-    images: tuple[int, int | None] = (1, 1)
     write: Callable[[prompts.Words], str] = prompts.text
-    prompt_required: bool = False
-    needs: tuple[str, ...] = ()
-    takes: tuple[str, ...] = ()
-    output: Output | None = None
     multiview: bool = False
-    steps: int = 50
-    guidance: float = 4.0
-    size_rule: SizeRule = "aspect"
 
 
 def _alone(images: int, cameras: int) -> tuple[int, ...]:
@@ -63,26 +42,26 @@ def _new_rays(images: int, cameras: int) -> tuple[int, ...]:
     return (0, 1) * images
 
 
-def _paired(kind: str, token: str, summary: str, output: Output | None = None) -> tuple[Task, Task]:
+def _paired(kind: str, token: str, summary: str, output: Output | None = None) -> tuple[FrameTask, FrameTask]:
     """The two directions of a picture and its map."""
     return (
-        Task(
+        FrameTask(
             name=f"image_to_{kind}",
             summary=f"{summary} of a picture",
             token=token,
             frames=_beside_given,
             output=output,
         ),
-        Task(name=f"{kind}_to_image", summary=f"a picture from its {summary}", token=token, frames=_from_given),
+        FrameTask(name=f"{kind}_to_image", summary=f"a picture from its {summary}", token=token, frames=_from_given),
     )
 
 
 def _named(
     kind: str, token: str, summary: str, write: Callable[[prompts.Words], str], output: Output
-) -> tuple[Task, Task]:
+) -> tuple[FrameTask, FrameTask]:
     """The two directions of a picture and a map in which colours stand for named things."""
     return (
-        Task(
+        FrameTask(
             name=f"image_to_{kind}",
             summary=f"{summary} of named things in a picture",
             token=token,
@@ -91,7 +70,7 @@ def _named(
             needs=("colors",),
             output=output,
         ),
-        Task(
+        FrameTask(
             name=f"{kind}_to_image",
             summary=f"a picture from {summary} of named things",
             token=token,
@@ -104,7 +83,7 @@ def _named(
 
 # Steps and guidance are the published ones; where they say 3 to 3.5 (whatever keeps a given picture), 3.5.
 _ROWS = (
-    Task(
+    FrameTask(
         name="text_to_image",
         summary="a picture from words",
         token="[[text2image]]",
@@ -119,14 +98,14 @@ _ROWS = (
     *_paired("pose", "[[pose2image]]", "body pose"),
     *_named("semantic", "[[semanticmap2image]]", "coloured masks", prompts.masks, "masks"),
     *_named("boxes", "[[boundingbox2image]]", "coloured boxes", prompts.boxes, "boxes"),
-    Task(
+    FrameTask(
         name="deblur",
         summary="a sharp picture from a blurred one",
         token="[[deblurring]]",
         frames=_from_given,
         guidance=3.5,
     ),
-    Task(
+    FrameTask(
         name="inpaint",
         summary="a picture with its hole filled",
         token="[[image_inpainting]]",
@@ -134,7 +113,7 @@ _ROWS = (
         needs=("hole",),
         guidance=3.5,
     ),
-    Task(
+    FrameTask(
         name="edit",
         summary="a picture changed as the prompt says",
         token="[[image_editing]]",
@@ -142,7 +121,7 @@ _ROWS = (
         prompt_required=True,
         guidance=3.5,
     ),
-    Task(
+    FrameTask(
         name="identity",
         summary="a new picture of the person in one to three pictures",
         token="[[faceid]]",
@@ -153,7 +132,7 @@ _ROWS = (
         takes=("captions",),
         steps=75,
     ),
-    Task(
+    FrameTask(
         name="subject",
         summary="a new picture of the thing in a picture",
         token="[[subject_driven]]",
@@ -163,7 +142,7 @@ _ROWS = (
         needs=("item",),
         takes=("captions",),
     ),
-    Task(
+    FrameTask(
         name="image_to_multiview",
         summary="further views of what one or more pictures show, at given cameras",
         token="[[multiview]]",
@@ -174,7 +153,7 @@ _ROWS = (
         steps=60,
         size_rule="square",
     ),
-    Task(
+    FrameTask(
         name="text_to_multiview",
         summary="views at given cameras of what words say",
         token="[[multiview]]",
@@ -186,7 +165,7 @@ _ROWS = (
         steps=60,
         size_rule="square",
     ),
-    Task(
+    FrameTask(
         name="camera_pose",
         summary="the cameras that two or more pictures were taken with",
         token="[[multiview]]",
@@ -199,13 +178,4 @@ _ROWS = (
         size_rule="square",
     ),
 )
-TASKS: Mapping[str, Task] = {row.name: row for row in _ROWS}
-
-
-def find_task(name: str) -> Task:
-    """The row called ``name``. Raises: TaskError that lists the tasks and the closest one."""
-    if isinstance(name, str) and name in TASKS:
-        return TASKS[name]
-    close = difflib.get_close_matches(str(name), TASKS, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]}?" if close else "use one of them, or generate() for other frames."
-    raise TaskError(f"there is no task {name!r}; the tasks are {', '.join(TASKS)}: {hint}")
+TASKS: Mapping[str, FrameTask] = {row.name: row for row in _ROWS}

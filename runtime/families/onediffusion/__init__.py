@@ -1,0 +1,1 @@
+"""OneDiffusion: frames with their own noise levels, given ones clean."""
