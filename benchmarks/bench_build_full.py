@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def export_denoiser(folder: Path, depth: int) -> Manifest:
     from framert.export import frame_attention
     from framert.export.models.nextdit import NextDiTConfig
     from framert.export.passes import clean, fold_weights
-    from framert.export.plan import plan_graphs
+    from framert.export.families.onediffusion_plan import plan_graphs
     from framert.export.trace import name_ends, parameters, trace
     from framert.export.weights import Weight, write_model
 
@@ -88,24 +89,29 @@ def export_denoiser(folder: Path, depth: int) -> Manifest:
     )  # fmt: skip
 
 
-def cast_denoiser(folder: Path, manifest: Manifest, half: str | None, attention: str, work: Path) -> Any:
-    from framert.export.tensorrt.prepare import prepare
-
-    return prepare(Bundle(folder, manifest), "denoiser", half, work, plugin=attention == "plugin")
-
-
-def build_denoiser(prepared: Any, manifest: Manifest, target: str, half: str | None, attention: str, out: Path) -> Any:
-    from framert.export.tensorrt import builder, plugin, profiles
-    from framert.export.tensorrt.api import load
+def make_plugin(target: str, half: str | None) -> Any:
+    from framert.export.tensorrt import plugin
     from framert.kernels.aot.ops import PUBLISHED
 
+    return plugin.Plugin(form="plugin", launches=plugin.compile_kernels(PUBLISHED, half or "fp32", [target]))
+
+
+def cast_denoiser(folder: Path, manifest: Manifest, half: str | None, plugin: Any, work: Path) -> Any:
+    from framert.export.tensorrt.prepare import prepare
+
+    return prepare(Bundle(folder, manifest), "denoiser", half, work, plugin=plugin)
+
+
+def build_denoiser(prepared: Any, manifest: Manifest, target: str, plugin: Any, out: Path) -> Any:
+    from framert.export.tensorrt import builder, profiles
+    from framert.export.tensorrt.api import load
+
     api = load("tensorrt-rtx")
-    with_plugin = attention == "plugin"
     capacity = profiles.Capacity(tokens=(4096,), sequences=3)  # two frames of 512 x 512 with guidance
-    table = profiles.plan_profiles(manifest, capacity, plugin=with_plugin)["denoiser"]
-    launches = plugin.compile_kernels(PUBLISHED, half or "fp32", [target]) if with_plugin else []
-    with plugin.registered(api, launches):
-        return builder.build_engine(api, prepared, table, [target], builder.Options(attention=attention), launches, out)
+    table = profiles.plan_profiles(manifest, capacity, plugin=plugin is not None)["denoiser"]
+    options = builder.Options(attention="padded" if plugin is None else plugin.form)
+    with nullcontext() if plugin is None else plugin.registered(api):
+        return builder.build_engine(api, prepared, table, [target], options, plugin, out)
 
 
 def alone(function: Callable[..., Any]) -> tuple[Any, float, float]:
@@ -153,10 +159,12 @@ def measure(options: argparse.Namespace, work: Path, environment: Environment) -
     for name in ("fp32", "cast", "engine"):
         (work / name).mkdir()
     manifest, _ = stage("export", partial(export_denoiser, work / "fp32", options.depth))
-    prepared, _ = stage("cast", partial(cast_denoiser, work / "fp32", manifest, half, options.attention, work / "cast"))
+    plugin = None
+    if options.attention == "plugin":
+        plugin, _ = stage("kernels", partial(make_plugin, options.target, half))
+    prepared, _ = stage("cast", partial(cast_denoiser, work / "fp32", manifest, half, plugin, work / "cast"))
     (_, built), _ = stage(
-        "engine",
-        partial(build_denoiser, prepared, manifest, options.target, half, options.attention, work / "engine"),
+        "engine", partial(build_denoiser, prepared, manifest, options.target, plugin, work / "engine")
     )
     weights = sum(file.stat().st_size for file in prepared.file.parent.iterdir()) / MIB
     row("weights", "size", "MiB", weights)

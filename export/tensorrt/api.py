@@ -92,6 +92,14 @@ class Api:
         if found:
             add_name(found[-1], "libtensorrt_rtx.so")
 
+    def plugin_module(self) -> Any:
+        """Return the module of quickly deployable plugins. Raises: BackendError where this installation lacks it."""
+        name, remedy, _ = FLAVOURS[self.flavour]
+        try:
+            return import_module(f"{name}.plugin")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendError(f"attention 'aot' needs {name}.plugin ({error}); {remedy}") from error
+
     def gpu(self) -> Gpu | None:
         """Return the GPU that engines are tuned on, if any."""
         return this_gpu() if self.flavour == "tensorrt" else None

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,20 +19,18 @@ from framert.export.model_shape import model_shape
 from framert.export.precision import WORDS
 from framert.export.tensorrt import memory, profiles, timing
 from framert.export.tensorrt.api import Api, load
-from framert.export.tensorrt.body import OPERATOR
 from framert.export.tensorrt.half import TYPES as HALVES
 from framert.export.tensorrt.lower import OPERATORS
-from framert.export.tensorrt.plugin import compile_kernels, digest, registered
+from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, compile_kernels
 from framert.export.tensorrt.prepare import Prepared, prepare
 from framert.export.tensorrt.profiles import Capacity, Profile
 from framert.export.tensorrt.targets import check_precision, parse_targets
-from framert.kernels.plugin.launch import Launch
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BackendError, BundleError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
 
 PROFILES = "profiles.json"
-ATTENTION = ("padded", "plugin")
+ATTENTION = ("padded", *FORMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +38,10 @@ class Options:
     """How engines are built, apart from their sizes.
 
     Args:
-        attention: "padded" runs FrameAttention in TensorRT's own operators; "plugin" launches framert's kernel from a
-            plugin in Python, which the engine then needs wherever it runs.
+        attention: "padded" runs FrameAttention in TensorRT's own operators; the others launch framert's kernel, from a
+            "plugin" in Python that must be registered wherever the engine runs, from PTX inside the engine ("aot",
+            TensorRT 10.9 and later), or from the C++ launcher ("library"), which must be loaded there.
+        plugin_library: the compiled launcher, for "library" alone.
         weight_streaming: keep weights in host memory and stream them where the device's is too small.
         compatible: "none", "version" (later releases of the same major version run the engine), or "ampere+" (every
             GPU from Ampere on does).
@@ -49,6 +50,7 @@ class Options:
     """
 
     attention: str = "padded"
+    plugin_library: Path | None = None
     weight_streaming: bool = False
     compatible: str = "none"
     timing_cache: Path | None = None
@@ -107,26 +109,28 @@ def build(
     api.check_targets(targets)
     # Asked for here, so that what this version has not is refused before anything is parsed.
     api.config(api.builder(), targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
-    plugin = options.attention == "plugin"
-    table = profiles.plan_profiles(opened.manifest, capacity, plugin=plugin)
+    with_plugin = options.attention != "padded"
+    if with_plugin or options.plugin_library is not None:
+        check_form(api, options.attention, options.plugin_library)
+    table = profiles.plan_profiles(opened.manifest, capacity, plugin=with_plugin)
     free = memory.available()
     for name in table:
         memory.check(name, _weight_bytes(opened, name, precision), free)
-    launches = _launches(opened, precision, targets) if plugin else []
+    plugin = _plugin(opened, precision, targets, options) if with_plugin else None
     missing = api.missing_operators(OPERATORS)
     api.log.verbosity, api.log.say = options.verbosity, say
     done: list[Built] = []
-    with new_bundle(output, force=force) as folder, registered(api, launches):
+    with new_bundle(output, force=force) as folder, plugin.registered(api) if plugin else nullcontext():
         graphs: dict[str, Graph] = {}
         for name in (bar := tqdm(table, unit="graph", disable=not progress)):
             bar.set_description(name)
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 model = prepare(opened, name, precision, Path(work), plugin=plugin, missing=missing)
-                graphs[name], built = build_engine(api, model, table[name], targets, options, launches, folder)
+                graphs[name], built = build_engine(api, model, table[name], targets, options, plugin, folder)
             done.append(built)
         shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
         (folder / PROFILES).write_text(json.dumps(profiles.to_json(table), indent=1) + "\n", encoding="utf-8")
-        write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, launches, done))
+        write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, plugin, done))
     return done
 
 
@@ -157,9 +161,11 @@ def _check_precisions(manifest: Manifest, half: str | None, targets: Sequence[st
             check_precision(name, half, targets)
 
 
-def _launches(bundle: Bundle, half: str | None, targets: Sequence[str]) -> list[Launch]:
+def _plugin(bundle: Bundle, half: str | None, targets: Sequence[str], options: Options) -> Plugin:
     own = _precision(bundle.manifest.graphs["denoiser"])
-    return compile_kernels(model_shape(bundle.path), half or (own if own in HALVES else "fp32"), targets)
+    dtype = half or (own if own in HALVES else "fp32")
+    launches = compile_kernels(model_shape(bundle.path), dtype, targets, ptx=options.attention == "aot")
+    return Plugin(form=options.attention, launches=launches, library=options.plugin_library)
 
 
 def _weight_bytes(bundle: Bundle, name: str, half: str | None) -> int:
@@ -174,13 +180,13 @@ def build_engine(
     table: Sequence[Profile],
     targets: Sequence[str],
     options: Options,
-    launches: Sequence[Launch],
+    plugin: Plugin | None,
     folder: Path,
 ) -> tuple[Graph, Built]:
     """Write NAME.engine of one graph into a folder.
 
     Args:
-        table: its profiles. launches: the plugin's kernels, of which the creator must be registered.
+        table: its profiles. plugin: what runs attention; it must be registered.
     Returns: the graph's entry of the manifest, and what was built.
     Raises: BackendError with TensorRT's reason.
     """
@@ -191,7 +197,7 @@ def build_engine(
     config = api.config(builder, targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
     for profile in table:
         _add_profile(api, builder, config, model.name, profiles.shapes(model.graph.inputs, profile))
-    cache = _timing_cache(api, options, digest(launches))
+    cache = _timing_cache(api, options, plugin.digest if plugin else "")
     if cache is not None:
         timing.attach(config, cache)
     file = f"{model.name}.engine"
@@ -224,17 +230,6 @@ def _timing_cache(api: Api, options: Options, kernels: str) -> Path | None:
     return timing.cache_file(options.timing_cache, api, gpu.name, kernels)
 
 
-def _plugins(launches: Sequence[Launch]) -> dict[str, str]:
-    """Return what the manifest says of plugins: their name, and the first 16 digits of each kernel's hash by target.
-
-    An engine without plugins says nothing.
-    """
-    if not launches:
-        return {}
-    kernels = ",".join(f"{launch.target}:{launch.kernel_hash[:16]}" for launch in launches)
-    return {"plugins": OPERATOR, "kernels": kernels}
-
-
 def _manifest(
     bundle: Bundle,
     graphs: Mapping[str, Graph],
@@ -243,7 +238,7 @@ def _manifest(
     targets: Sequence[str],
     capacity: Capacity,
     options: Options,
-    launches: Sequence[Launch],
+    plugin: Plugin | None,
     done: Sequence[Built],
 ) -> Manifest:
     source = bundle.manifest
@@ -264,7 +259,7 @@ def _manifest(
             "kind": api.flavour,
             "version": api.version,
             "compute_capability": ",".join(targets),
-            **_plugins(launches),
+            **(plugin.described if plugin else {}),
         },
         graphs=dict(graphs),
         files=file_specs(folder),

@@ -12,7 +12,7 @@ from framert.export.precision import WORDS
 from framert.export.tensorrt.body import WINDOWS, swap
 from framert.export.tensorrt.half import cast
 from framert.export.tensorrt.lower import lower
-from framert.export.tensorrt.plugin import strip_functions
+from framert.export.tensorrt.plugin import Plugin
 from framert.export.weights import STORED, Array, Weight, write_model
 from framert.runtime.bundle import Bundle
 from framert.runtime.manifest import Graph, TensorSpec
@@ -34,14 +34,20 @@ class Prepared:
 
 
 def prepare(
-    bundle: Bundle, name: str, half: str | None, work: Path, *, plugin: bool = False, missing: Collection[str] = ()
+    bundle: Bundle,
+    name: str,
+    half: str | None,
+    work: Path,
+    *,
+    plugin: Plugin | None = None,
+    missing: Collection[str] = (),
 ) -> Prepared:
     """Return a graph as it is, or with what it has in fp32 cast.
 
     Args:
         half: None, "fp16" or "bf16".
         work: takes the files of a cast graph.
-        plugin: leave FrameAttention to a plugin, and to nothing else.
+        plugin: leave FrameAttention to it, and to nothing else.
         missing: operators that the parser lacks, see ``lower``.
     """
     graph, model = bundle.manifest.graphs[name], bundle.manifest.model
@@ -52,7 +58,7 @@ def prepare(
             graph = replace(graph, precision=WORDS[half])
     proto = onnx.load(file, load_external_data=False)
     lowered = lower(proto, missing)
-    if plugin and strip_functions(proto):
+    if plugin is not None and plugin.adapt(proto):
         return Prepared(name, file, proto.SerializeToString(), graph)
     if swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
         windows = {key: TensorSpec(dtype="int32", shape=(axis,)) for key, axis in WINDOWS.items()}

@@ -37,9 +37,9 @@ class Driver:
         return f"sm_{numbers[0]}{numbers[1]}"
 
     def load(self, launch: Launch) -> ctypes.c_void_p:
-        """Return the kernel of a cubin, ready to launch. It stays loaded as long as the context lives."""
+        """Return the kernel of an image, ready to launch. It stays loaded as long as the context lives."""
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuModuleLoadData", ctypes.byref(module), launch.cubin)
+        self._call("cuModuleLoadData", ctypes.byref(module), launch.image)
         self._call("cuModuleGetFunction", ctypes.byref(function), module, launch.entry.encode())
         if launch.shared_memory > DEFAULT_SHARED:
             self._call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE, launch.shared_memory)

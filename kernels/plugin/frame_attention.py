@@ -53,8 +53,11 @@ def creator(trt: Any, launches: Sequence[Launch] = ()) -> Any:
     return Creator()
 
 
-def kernel_values(inputs: Sequence[Sequence[int]], pointers: Sequence[int], output: int) -> dict[str, int]:
-    """Return the kernel's arguments by name, from the inputs' shapes, their addresses and the output's."""
+def kernel_values(inputs: Sequence[Sequence[Any]], pointers: Sequence[Any], output: Any) -> dict[str, Any]:
+    """Return the kernel's arguments by name, from the inputs' shapes, their addresses and the output's.
+
+    Sizes are whole numbers, or whatever else multiplies.
+    """
     shapes = dict(zip(INPUTS, inputs, strict=True))
     values = {f"{name}_ptr": pointer for name, pointer in zip(INPUTS, pointers, strict=True)}
     rows = {name: shapes[name][1] * shapes[name][2] for name in ("query", "key", "value", "text_k", "text_v")}

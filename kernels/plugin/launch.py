@@ -1,4 +1,4 @@
-"""A compiled kernel with its launch, small enough to lie inside an engine: cubin, grid rule and argument list."""
+"""A compiled kernel with its launch, small enough to lie inside an engine: image, grid rule and argument list."""
 
 import ast
 import ctypes
@@ -12,12 +12,12 @@ from typing import Any
 from framert.runtime.errors import BackendError
 
 ALIGNMENT = 16  # what "divisible" promises of an argument
-_OPERATIONS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
+_OPERATIONS: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.floordiv,  # C's division; nothing here is negative
-    ast.Mod: operator.mod,
+    ast.Mod: lambda a, b: a - a // b * b,  # TensorRT's expressions have no remainder
 }
 
 
@@ -26,13 +26,14 @@ class Launch:
     """One kernel for one target, as ``kernels.aot`` compiles it.
 
     Args:
-        target: such as "sm_89". entry: the function's name in ``cubin``.
+        target: such as "sm_89". entry: the function's name in ``image``.
         arguments: (name, Triton's type) in order: pointers ("*bf16") and "i32" scalars.
         divisible: arguments that are promised to be multiples of 16.
         constants: what was compiled in.
         grid: one C expression per axis over names of "i32" arguments and of ``constants``.
         threads: in a block. shared_memory: dynamic, in bytes.
         kernel_hash: sha256 of what the kernel was made from.
+        image: a cubin, or PTX as text, which the CUDA driver compiles.
     """
 
     target: str
@@ -44,11 +45,11 @@ class Launch:
     threads: int
     shared_memory: int
     kernel_hash: str
-    cubin: bytes
+    image: bytes
 
     @classmethod
-    def of(cls, compiled: Any) -> "Launch":
-        """Return the launch of a ``kernels.aot.compiler.Compiled``."""
+    def of(cls, compiled: Any, *, ptx: bool = False) -> "Launch":
+        """Return the launch of a ``kernels.aot.compiler.Compiled``, with its PTX in place of its cubin if asked for."""
         return cls(
             target=compiled.target,
             entry=compiled.entry,
@@ -59,13 +60,13 @@ class Launch:
             threads=32 * compiled.warps,
             shared_memory=compiled.shared_memory,
             kernel_hash=compiled.kernel_hash,
-            cubin=compiled.cubin,
+            image=compiled.ptx.encode() if ptx else compiled.cubin,
         )
 
-    def blocks(self, values: Mapping[str, int]) -> tuple[int, int, int]:
-        """Return the grid for values of the "i32" arguments."""
+    def blocks(self, values: Mapping[str, Any], number: Callable[[int], Any] = int) -> tuple[Any, Any, Any]:
+        """Return the grid for values of the "i32" arguments. number: see ``evaluate``."""
         known = {name: value for name, value in self.constants.items() if isinstance(value, int)} | dict(values)
-        x, y, z = (evaluate(expression, known) for expression in self.grid)
+        x, y, z = (evaluate(expression, known, number) for expression in self.grid)
         return x, y, z
 
     def parameters(self, values: Mapping[str, int]) -> list[ctypes.c_uint64 | ctypes.c_int32]:
@@ -90,32 +91,36 @@ class Launch:
         return packed
 
 
-def evaluate(expression: str, values: Mapping[str, int]) -> int:
+def evaluate(expression: str, values: Mapping[str, Any], number: Callable[[int], Any] = int) -> Any:
     """Return an expression of names, whole numbers, + - * / % and brackets, with C's division.
 
+    Args:
+        values: whole numbers by name, or whatever else adds and multiplies, such as TensorRT's expressions of shapes.
+        number: makes such a value of a whole number.
     Raises: BackendError for anything else.
     """
 
-    def value(node: ast.AST) -> int:
+    def value(node: ast.AST) -> Any:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
             return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.Name) and node.id in values:
-            return values[node.id]
+            known = values[node.id]
+            return number(known) if isinstance(known, int) else known
         if isinstance(node, ast.Constant) and type(node.value) is int:
-            return node.value
+            return number(node.value)
         raise BackendError(f"the grid {expression!r} holds {ast.unparse(node)!r}; known are {', '.join(values)}")
 
     return value(ast.parse(expression, mode="eval").body)
 
 
 def pack(launches: Sequence[Launch]) -> bytes:
-    """Return kernels as bytes: for each a length, JSON, a length, and the cubin; lengths are 8 bytes, little-endian."""
+    """Return kernels as bytes: for each a length, JSON, a length, and the image; lengths are 8 bytes, little-endian."""
     content = b""
     for launch in launches:
         fields = asdict(launch)
-        cubin = fields.pop("cubin")
+        image = fields.pop("image")
         text = json.dumps(fields).encode()
-        content += struct.pack("<Q", len(text)) + text + struct.pack("<Q", len(cubin)) + cubin
+        content += struct.pack("<Q", len(text)) + text + struct.pack("<Q", len(image)) + image
     return content
 
 
@@ -137,5 +142,5 @@ def unpack(content: bytes) -> list[Launch]:
         (size,) = struct.unpack("<Q", take(8))
         fields["arguments"] = tuple((name, kind) for name, kind in fields["arguments"])
         fields |= {"divisible": tuple(fields["divisible"]), "grid": tuple(fields["grid"])}
-        launches.append(Launch(**fields, cubin=take(size)))
+        launches.append(Launch(**fields, image=take(size)))
     return launches

@@ -57,9 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attention",
         default="padded",
         metavar="WAY",
-        help="padded (default): TensorRT's own operators; plugin: framert's kernel, which needs Python at run time "
-        "and framert[triton] to build",
+        help="padded (default): TensorRT's own operators. The others run framert's kernel and need framert[triton] to "
+        "build: plugin needs Python at run time; aot puts PTX into the engine (TensorRT 10.9 and later); library "
+        "needs the C++ launcher of kernels/plugin/cpp, here and at run time",
     )
+    engine.add_argument("--plugin-library", type=Path, metavar="FILE", help="the launcher, for --attention library")
     engine.add_argument("--weight-streaming", action="store_true", help="weights may stay in host memory")
     engine.add_argument("--compatible", default="none", metavar="WITH", help="none (default), version or ampere+")
     engine.add_argument("--timing-cache", type=Path, metavar="DIR", help="where to keep what TensorRT measured")
@@ -95,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         capacity=profiles.Capacity(**capacity),
         options=builder.Options(
             attention=arguments.attention,
+            plugin_library=arguments.plugin_library,
             weight_streaming=arguments.weight_streaming,
             compatible=arguments.compatible,
             timing_cache=cache,

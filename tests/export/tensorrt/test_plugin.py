@@ -18,7 +18,7 @@ pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'fra
 pytest.importorskip("triton", reason="needs triton: pip install 'framert[triton]'")
 
 from framert.export.tensorrt.builder import Options, build
-from framert.export.tensorrt.plugin import digest, strip_functions
+from framert.export.tensorrt.plugin_nodes import strip_functions
 from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Manifest
 
@@ -50,16 +50,16 @@ def layers(content, path):
 
 found = {}
 shape = model_shape(bundle.path)
-launches = plugin.compile_kernels(shape, "fp16", targets)
+made = plugin.Plugin(form="plugin", launches=plugin.compile_kernels(shape, "fp16", targets))
 found["padded"] = layers(prepare(bundle, "denoiser", "fp16", work).content, work / "denoiser.onnx")
-stripped = prepare(bundle, "denoiser", "fp16", work, plugin=True)
+stripped = prepare(bundle, "denoiser", "fp16", work, plugin=made)
 found["nobody"] = layers(stripped.content, stripped.file)
 whole = bundle.graph_path("denoiser")
 found["function alone"] = layers(None, whole)
-with plugin.registered(api, launches):
+with made.registered(api):
     found["plugin"] = layers(stripped.content, stripped.file)
-fp32 = plugin.compile_kernels(shape, "fp32", targets[:1])
-with plugin.registered(api, fp32):
+fp32 = plugin.Plugin(form="plugin", launches=plugin.compile_kernels(shape, "fp32", targets[:1]))
+with fp32.registered(api):
     found["plugin beside the function"] = layers(None, whole)
 found["after"] = layers(None, whole)
 
@@ -73,9 +73,9 @@ built = builder.build(
 )
 engine = (work / "engines" / "denoiser.engine").read_bytes()
 found["built"] = {one.graph: one.plugins for one in built}
-found["cubins inside"] = [engine.count(launch.cubin) for launch in launches]
-found["hashes"] = [launch.kernel_hash for launch in launches]
-found["digest"] = plugin.digest(launches)
+found["cubins inside"] = [engine.count(launch.image) for launch in made.launches]
+found["hashes"] = [launch.kernel_hash for launch in made.launches]
+found["digest"] = made.digest
 print(json.dumps(found))
 """
 
@@ -105,7 +105,7 @@ def test_the_plugin_runs_attention_where_it_is_registered(blocks_bundle: Path, t
     assert found["built"] == {"conditioner": 0, "denoiser": DEPTH}
     assert all(count >= 1 for count in found["cubins inside"])  # layers may share one
     manifest = Manifest.from_json(json.loads((tmp_path / "engines" / "manifest.json").read_text()))
-    assert manifest.target["plugins"] == "FrameAttention"
+    assert (manifest.target["attention"], manifest.target["plugins"]) == ("plugin", "FrameAttention")
     kernels = zip(TARGETS, found["hashes"], strict=True)
     assert manifest.target["kernels"] == ",".join(f"{target}:{digits[:16]}" for target, digits in kernels)
     assert "window" not in manifest.graphs["denoiser"].inputs
@@ -124,7 +124,7 @@ api = load("tensorrt-rtx")
 api.prepare_plugins()
 first = frame_attention.creator(api.module)
 api.module.get_plugin_registry().register_creator(first, "framert")
-with plugin.registered(api, ["another"]):
+with plugin.Plugin(form="plugin", launches=()).registered(api):
     pass
 """
 
@@ -142,7 +142,7 @@ def test_targets_without_kernels_are_refused(blocks_bundle: Path, tmp_path: Path
             options=Options(attention="plugin"),
         )  # fmt: skip
     assert not (tmp_path / "b").exists()
-    with pytest.raises(ConfigError, match="attention is 'fused'; choose one of padded, plugin"):
+    with pytest.raises(ConfigError, match="attention is 'fused'; choose one of padded, plugin, aot, library"):
         Options(attention="fused")
 
 
@@ -152,7 +152,3 @@ def test_functions_are_stripped_and_nodes_stay(blocks_bundle: Path) -> None:
     assert not model.functions
     assert sum(node.op_type == "FrameAttention" for node in model.graph.node) == DEPTH
     assert strip_functions(onnx.load(blocks_bundle / "conditioner.onnx")) == 0
-
-
-def test_no_kernels_have_no_digest() -> None:
-    assert digest([]) == ""

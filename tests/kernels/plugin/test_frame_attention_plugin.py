@@ -1,7 +1,9 @@
 """The plugin without TensorRT and without a GPU: what it says of its tensors, and what it would launch."""
 
+import sys
 from dataclasses import replace
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +16,14 @@ from framert.kernels.frame_attention import kernel, reference
 from framert.kernels.plugin import frame_attention as plugin_module
 from framert.kernels.plugin.frame_attention import INPUTS, creator, kernel_values
 from framert.kernels.plugin.launch import Launch, pack
-from framert.kernels.specialization import ModelShape
 from framert.runtime.errors import BackendError
 
-SHAPE = ModelShape(
-    name="tiny", hidden=96, depth=2, heads=4, kv_heads=2, head_dim=24, ffn=64, token_width=8, softcap=30.0
-)
+FOLDER = str(Path(__file__).parent)
+sys.path.insert(0, FOLDER)
+from attention_launches import SHAPE, launches, shapes  # noqa: E402
+
+sys.path.remove(FOLDER)
+
 DataType = Enum("DataType", "HALF BF16 FLOAT INT32")
 Format = Enum("Format", "LINEAR CHW32")
 
@@ -46,40 +50,10 @@ def fake_trt() -> Any:
     )
 
 
-def launches(dtype: Any = "fp16", targets: tuple[str, ...] = ("sm_86", "sm_89")) -> list[Launch]:
-    """Kernels as ``kernels.aot`` describes them, without compiling them."""
-    made = []
-    for target in targets:
-        one = kernel.specializations(SHAPE, dtype, int(target.removeprefix("sm_")))[0]
-        arguments = tuple((name, kind) for name, kind in one.signature.items() if kind != "constexpr")
-        made.append(
-            Launch(
-                target=target,
-                entry=f"kernel_{target}",
-                arguments=arguments,
-                divisible=tuple(name for name, _ in arguments if name in one.divisible),
-                constants=dict(one.constants),
-                grid=one.grid,
-                threads=32 * one.warps,
-                shared_memory=1 << 16,
-                kernel_hash=target,
-                cubin=b"cubin",
-            )
-        )
-    return made
-
-
 def fields(**more: Any) -> list[Any]:
     values = {"softcap": SHAPE.softcap, "scale": SHAPE.head_dim**-0.5}
     given = [SimpleNamespace(name=name, data=np.array([value], np.float32)) for name, value in values.items()]
     return given + [SimpleNamespace(name=name, data=data) for name, data in more.items()]
-
-
-def shapes(tokens: int = 50, sequences: int = 3, capacity: int = 7) -> list[tuple[int, ...]]:
-    kv = (tokens, SHAPE.kv_heads, SHAPE.head_dim)
-    text = (capacity, *kv[1:])
-    return [(tokens, SHAPE.heads, SHAPE.head_dim), kv, kv, (sequences, 2), (sequences, 2), text, text, (sequences, 2),
-            (SHAPE.heads,)]  # fmt: skip
 
 
 def descriptions(dtype: Any = DataType.HALF) -> list[Any]:

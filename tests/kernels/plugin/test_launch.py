@@ -21,7 +21,7 @@ LAUNCH = Launch(
     threads=128,
     shared_memory=1024,
     kernel_hash="abc",
-    cubin=b"\x7fELF\0bytes",
+    image=b"\x7fELF\0bytes",
 )
 
 
@@ -65,7 +65,7 @@ def test_wrong_values(values: dict[str, int], message: str) -> None:
 
 
 def test_kernels_come_back_from_bytes() -> None:
-    launches = [LAUNCH, replace(LAUNCH, target="sm_120", cubin=b"")]
+    launches = [LAUNCH, replace(LAUNCH, target="sm_120", image=b"")]
     assert unpack(pack(launches)) == launches
     assert unpack(pack([])) == []
     content = pack(launches)
@@ -75,8 +75,10 @@ def test_kernels_come_back_from_bytes() -> None:
 
 
 def test_a_compiled_kernel_becomes_a_launch() -> None:
-    fields = {name: getattr(LAUNCH, name) for name in Launch.__slots__ if name not in {"threads"}}
-    assert Launch.of(SimpleNamespace(**fields, warps=4)) == LAUNCH
+    fields = {name: getattr(LAUNCH, name) for name in Launch.__slots__ if name not in {"threads", "image"}}
+    compiled = SimpleNamespace(**fields, warps=4, cubin=LAUNCH.image, ptx=".version 8.5")
+    assert Launch.of(compiled) == LAUNCH
+    assert Launch.of(compiled, ptx=True) == replace(LAUNCH, image=b".version 8.5")
 
 
 class FakeCuda:
