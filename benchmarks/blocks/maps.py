@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from world import Float, Rendering, Scene, Thing, View, project
 
-from framert.runtime import tasks
 from framert.runtime.colors import COLORS
+from framert.runtime.families import arguments
 
 NEAR, FAR = 0.9, 4.0  # scene units; what is farther, sky included, is black
 BLUR_SIGMA = 0.06  # standard deviation of the deblurring task's blur, in units of the longer side
 HOLE_SIDE = (0.3, 0.5)  # sides of the inpainting hole in units of the picture's sides
-HOLE_GREY = tasks.HOLE_GREY / 255
+HOLE_GREY = arguments.HOLE_GREY / 255
 MAP_COLOURS = tuple(list(COLORS)[:8])  # the eight that Blocks uses: far apart, so that they can be told again
 
 
