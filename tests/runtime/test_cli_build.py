@@ -62,6 +62,7 @@ def test_defaults_are_the_builders(call: Any, calls: list[dict[str, Any]]) -> No
     assert (given["force"], given["progress"]) == (False, True)
     assert given["options"] == {
         "attention": "padded",
+        "plugin_library": None,
         "weight_streaming": False,
         "compatible": "none",
         "timing_cache": Path("/c"),
@@ -73,8 +74,8 @@ def test_every_option_arrives(call: Any, calls: list[dict[str, Any]]) -> None:
     words = (
         "a -o b --target sm_86 --target sm_120 --backend tensorrt-rtx --precision fp16 --tokens 64,256 --sequences 4"
     )
-    words += " --frames 5 --rows 6 --text 400 --side 128 --attention-gib 2.5 --attention plugin --weight-streaming"
-    words += " --compatible version"
+    words += " --frames 5 --rows 6 --text 400 --side 128 --attention-gib 2.5 --attention library --plugin-library p.so"
+    words += " --weight-streaming --compatible version"
     assert call(*words.split(), "--timing-cache", "t", "--force", "--quiet", "-vv")[0] == 0
     (given,) = calls
     assert (given["targets"], given["backend"], given["precision"]) == (["sm_86", "sm_120"], "tensorrt-rtx", "fp16")
@@ -83,8 +84,8 @@ def test_every_option_arrives(call: Any, calls: list[dict[str, Any]]) -> None:
     }  # fmt: skip
     assert (given["force"], given["progress"]) == (True, False)
     assert given["options"] == {
-        "attention": "plugin", "weight_streaming": True, "compatible": "version", "timing_cache": Path("t"),
-        "verbosity": 2,
+        "attention": "library", "plugin_library": Path("p.so"), "weight_streaming": True, "compatible": "version",
+        "timing_cache": Path("t"), "verbosity": 2,
     }  # fmt: skip
     call("a", "-o", "b", "--target", "sm_86", "--no-timing-cache")
     assert calls[-1]["options"]["timing_cache"] is None
