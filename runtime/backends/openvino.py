@@ -8,8 +8,8 @@ from typing import Any
 from weakref import WeakSet
 
 from framert.runtime.arrays import Array, Floats, Ints
+from framert.runtime.backends import openvino_attention, openvino_rotary, openvino_runs
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, give_back_memory
-from framert.runtime.backends.openvino_attention import extension, runs
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.tables import Tables
@@ -47,7 +47,7 @@ class OpenVinoBackend:
                 "and give precision 'bf16', or take another backend"
             )
         self._core = openvino.Core()
-        self._core.add_extension(extension())
+        self._core.add_extension([openvino_attention.extension(), openvino_rotary.extension()])
         self.precision = _checked(precision, self._core)
         self._bundle = bundle
         self._openvino = openvino
@@ -129,7 +129,9 @@ class OpenVinoDenoiser(HostArenas):
     def __init__(self, backend: OpenVinoBackend, bundle: Bundle) -> None:
         super().__init__(bundle.manifest)
         self._backend = backend
-        self._tables: dict[str, Array] = {}
+        # text tokens that are part of the call make the sequences of one request differ in length
+        self._uneven = "text_source" in bundle.manifest.graphs["denoiser"].inputs
+        self._runs: list[openvino_runs.Run] = []
         self.request: Any = None
 
     def forget(self) -> None:
@@ -140,22 +142,22 @@ class OpenVinoDenoiser(HostArenas):
         return tokens  # every count is dynamic, so nothing is padded
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
-        query_runs, key_runs = runs(tables)
-        self._tables = tables.arrays() | {"q_range": query_runs, "kv_range": key_runs}
+        self._runs = [openvino_runs.whole(tables)] if self._uneven else openvino_runs.split(tables)
         self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:
         next_latents, next_history = self.spare()
-        state = {
+        by_slot = {
             "latents": self.latents,
             "history": self.history,
-            "row": row,
             "update": update,
             "next_latents": next_latents,
             "next_history": next_history,
             "velocity": self.guided,
         }
-        self._backend.step(self, self._tables | self.arenas | state)
+        for run in self._runs:
+            own = {name: array[run.slots] for name, array in by_slot.items()}
+            self._backend.step(self, {**run.tables, **self.arenas, **own, "row": row[run.frames]})
         self.swap()
 
 

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 import framert  # noqa: E402
 from framert.kernels.frame_attention import reference  # noqa: E402
 from framert.runtime import tables as tables_module  # noqa: E402
-from framert.runtime.backends import openvino_attention  # noqa: E402
+from framert.runtime.backends import openvino_attention, openvino_rotary, openvino_runs  # noqa: E402
 from framert.runtime.backends.openvino import OpenVinoBackend, import_openvino  # noqa: E402
 from framert.runtime.bundle import Bundle  # noqa: E402
 from framert.runtime.cpu import cpu_features  # noqa: E402
@@ -117,6 +117,9 @@ class Node:
     def __init__(self, inputs, **attributes):
         self.inputs, self.attributes = inputs, attributes
 
+    def get_input_size(self):
+        return len(self.inputs)
+
     def get_input(self, index):
         return self.inputs[index]
 
@@ -129,17 +132,38 @@ def ranges(lengths, begin=0):
     return np.stack((begins, lengths), axis=1).astype(np.int32)
 
 
-@pytest.mark.parametrize("softcap", [0.0, 30.0])
-@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 1, 6), (8, 2, 24), (6, 3, 18)])
-@pytest.mark.parametrize(
-    ("lengths", "texts"),
-    [((7,), (3,)), ((5, 5, 5), (2, 9, 1)), ((1, 17, 17, 3), (4, 0, 6, 2)), ((8, 8), (0, 0))],
-    ids=str,
-)
-def test_attention_matches_the_reference(lengths, texts, heads, kv_heads, width, softcap):
+def run_converted(convert, arrays, **attributes):
+    """Return what a converted node computes in fp32."""
     openvino = import_openvino()
     from openvino import opset13 as op
 
+    shapes = [[-1, *array.shape[1:]] if array.ndim > 1 else list(array.shape) for array in arrays]
+    parameters = [op.parameter(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
+    model = openvino.Model(convert(Node([one.output(0) for one in parameters], **attributes)), parameters, "node")
+    config = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
+    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    for index, array in enumerate(arrays):
+        request.set_input_tensor(index, openvino.Tensor(array))
+    request.infer()
+    return request.get_output_tensor(0).data.copy()
+
+
+def check_attention(arrays, options):
+    tensors = [torch.from_numpy(array) for array in arrays]
+    doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+    exact = reference.frame_attention(*doubles, **options).numpy()
+    plain = reference.frame_attention(*tensors, **options).numpy()
+    budget = 2 * np.abs(plain - exact).max() + np.finfo(np.float32).eps * np.abs(exact).max()
+    got = run_converted(openvino_attention._convert, arrays, **options)
+    assert np.abs(got - exact).max() <= budget
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 1, 6), (8, 2, 24), (6, 3, 18)])
+@pytest.mark.parametrize(
+    ("lengths", "texts"), [((7,), (3,)), ((5, 5, 5), (2, 9, 1)), ((1, 1, 1), (4, 0, 6)), ((8, 8), (0, 0))], ids=str
+)
+def test_attention_matches_the_reference(lengths, texts, heads, kv_heads, width, softcap):
     generator = np.random.default_rng(0)
     tokens, capacity = sum(lengths), sum(texts) + 3
     draw = lambda *shape: generator.standard_normal(shape).astype(np.float32)  # noqa: E731
@@ -148,42 +172,72 @@ def test_attention_matches_the_reference(lengths, texts, heads, kv_heads, width,
         ranges(lengths), ranges(lengths), draw(capacity, kv_heads, width), draw(capacity, kv_heads, width),
         ranges(texts, 1), draw(heads),
     ]  # fmt: skip
-    shapes = [[-1, *array.shape[1:]] if array.ndim > 1 else list(array.shape) for array in arrays]
-    parameters = [op.parameter(shape, array.dtype) for shape, array in zip(shapes, arrays, strict=True)]
-    node = Node([one.output(0) for one in parameters], softcap=softcap, scale=width**-0.5)
-    model = openvino.Model(openvino_attention._convert(node), parameters, "attention")
-    config = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE"}
-    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
-    queries, keys = openvino_attention.runs(SimpleNamespace(q_range=arrays[3], kv_range=arrays[4]))
-    for index, array in enumerate([*arrays[:3], queries, keys, *arrays[5:]]):
-        request.set_input_tensor(index, openvino.Tensor(array))
-    request.infer()
-    tensors = [torch.from_numpy(array) for array in arrays]
-    doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
-    options = {"softcap": softcap, "scale": width**-0.5}
-    exact = reference.frame_attention(*doubles, **options).numpy()
-    plain = reference.frame_attention(*tensors, **options).numpy()
-    budget = 2 * np.abs(plain - exact).max() + np.finfo(np.float32).eps * np.abs(exact).max()
-    assert np.abs(request.get_output_tensor(0).data - exact).max() <= budget
+    check_attention(arrays, {"softcap": softcap, "scale": width**-0.5})
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("lengths", [(7,), (5, 5), (1, 17, 3)], ids=str)
+def test_attention_without_a_text_apart_takes_any_lengths(lengths, heads, kv_heads, softcap):
+    generator = np.random.default_rng(0)
+    draw = lambda heads: generator.standard_normal((sum(lengths), heads, 8)).astype(np.float32)  # noqa: E731
+    arrays = [4 * draw(heads), 4 * draw(kv_heads), draw(kv_heads), ranges(lengths), ranges(lengths)]
+    check_attention(arrays, {"softcap": softcap, "scale": 8**-0.5})
+
+
+@pytest.mark.parametrize(("heads", "width"), [(1, 6), (3, 8)])
+def test_rotation_matches_the_formula(heads, width):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((1, 5, heads * width)).astype(np.float32)
+    angle = generator.standard_normal((1, 5, width // 2))
+    tables = [function(angle).astype(np.float32) for function in (np.cos, np.sin)]
+    got = run_converted(openvino_rotary._convert, [x, *tables], num_heads=heads, interleaved=1)
+    pairs = x.astype(np.float64).reshape(1, 5, heads, width // 2, 2)
+    turned = (pairs[..., 0] + 1j * pairs[..., 1]) * np.exp(1j * angle)[:, :, None]
+    exact = np.stack((turned.real, turned.imag), axis=-1).reshape(x.shape)
+    # the tables are rounded, two products and their sum
+    assert np.abs(got - exact).max() <= 4 * 2**-24 * np.abs(x).max() * 2
+
+
+def member(frames, side, text, *, branches=2, weight=0.5):
+    rows = tuple(tables_module.BranchRows(7 * index, text + index, frames * index, weight) for index in range(branches))
+    return SimpleNamespace(frames=frames, height=side, width=side, branches=rows)
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "expected"),
+    ("members", "expected"),
     [
-        ([4, 4, 4], None, [[3, 4, 0, 4]]),
-        ([4, 2, 2, 4], None, [[1, 4, 0, 4], [2, 2, 4, 2], [1, 4, 8, 4]]),
-        ([4, 4], [[0, 8], [8, 8]], [[2, 4, 0, 8]]),
-        ([4, 4], [[8, 8], [0, 8]], [[1, 4, 8, 8], [1, 4, 0, 8]]),
-        ([4, 4], [[0, 8], [8, 4]], [[1, 4, 0, 8], [1, 4, 8, 4]]),
+        ([(1, 4, 3)], [(0,)]),
+        ([(1, 4, 3), (1, 4, 9), (1, 2, 3)], [(0, 1), (2,)]),
+        ([(1, 4, 3), (1, 2, 3), (1, 4, 3)], [(0,), (1,), (2,)]),
+        ([(4, 2, 1), (1, 4, 2), (1, 1, 0)], [(0, 1), (2,)]),
     ],
-    ids=["equal", "ragged", "longer keys", "keys out of order", "unequal keys"],
+    ids=["one", "equal neighbours", "apart", "equal in tokens"],
 )
-def test_runs_are_neighbours_of_equal_length(queries, keys, expected):
-    q_range = ranges(queries)
-    kv_range = q_range if keys is None else np.array(keys, np.int32)
-    found = openvino_attention.runs(SimpleNamespace(q_range=q_range, kv_range=kv_range))
-    np.testing.assert_array_equal(np.concatenate(found, axis=1), expected)
-    assert all(part.dtype == np.int32 for part in found)
+def test_a_run_has_the_tables_that_its_members_have_alone(members, expected):
+    made = [member(*shape, branches=1 + index % 3) for index, shape in enumerate(members)]
+    packed = tables_module.build(made, guidance_branches=4)
+    runs = openvino_runs.split(packed)
+    assert len(runs) == len(expected)
+    slots = frames = 0
+    for run, indices in zip(runs, expected, strict=True):
+        alone = tables_module.build([made[index] for index in indices], guidance_branches=4)
+        assert run.tables.keys() == alone.arrays().keys()
+        for name, array in alone.arrays().items():
+            np.testing.assert_array_equal(run.tables[name], array, err_msg=name)
+            assert run.tables[name].dtype == array.dtype
+            assert run.tables[name].flags.c_contiguous
+        assert (run.slots, run.frames) == (
+            slice(slots, slots + alone.slots), slice(frames, frames + alone.frames)
+        )  # fmt: skip
+        slots, frames = slots + alone.slots, frames + alone.frames
+    assert (slots, frames) == (packed.slots, packed.frames)
+
+
+def test_padding_is_no_run():
+    packed = tables_module.build([member(1, 2, 3)], guidance_branches=4, tokens=30)
+    (run,) = openvino_runs.split(packed)
+    assert len(run.tables["source"]) == 8
 
 
 def test_nothing_is_reported_to_anybody(golden_bundle):
