@@ -57,11 +57,11 @@ def _norm(x):
     return x / np.sqrt(np.mean(np.square(x), -1, keepdims=True) + EPS)
 
 
-def build(values, rewrite, folder):
+def build(values, rewrite, folder, text=GRAPH):
     """Write the graph with its products rewritten; returns the file."""
-    proto = onnx.parser.parse_model(GRAPH)
-    for name, shape in SHAPES.items():
-        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+    proto = onnx.parser.parse_model(text)
+    for name, value in values.items():
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, value.shape))
     model = ir.from_proto(proto)
     stored = {name: Weight(array.shape, lambda array=array: array) for name, array in values.items()}
     for value in [value for value in model.graph.inputs if value.name in stored]:
@@ -166,21 +166,34 @@ def test_int4_is_near_and_keeps_tokens_apart(values, x, plain, open_session, tmp
             np.testing.assert_allclose(alone[0], packed[token], rtol=1e-5, atol=1e-6 * np.abs(packed[token]).max())
 
 
-def test_a_product_that_is_no_multiple_of_the_block_stays(tmp_path, values):
-    narrow = values | {"w2": values["w2"][:200], "w1": values["w1"][:, :200], "w3": values["w3"][:, :200]}
-    made = {}
+@pytest.mark.parametrize(("inner", "block", "rows"), [(256, 128, 256), (192, 64, 192), (200, 64, 256), (90, 64, 128)])
+def test_a_width_that_is_no_multiple_of_the_block_is_widened(inner, block, rows, values, x, open_session, tmp_path):
+    """TensorRT takes blocks of 128 and 64 alone, and every chosen product must hold four bits."""
+    narrow = values | {"w2": values["w2"][:inner], "w1": values["w1"][:, :inner], "w3": values["w3"][:, :inner]}
+    file = build(narrow, lambda graph, stored: block_int4.quantize_products(
+        graph, stored, lambda name: name in SHAPES, plain=True
+    ), tmp_path)  # fmt: skip
+    model = onnx.load(file)
+    onnx.checker.check_model(model)
+    stored = {one.name: tuple(one.dims) for one in model.graph.initializer}
+    assert stored["w2_values"] == (rows, WIDTH)
+    assert stored["w2_scale"] == (rows // block, WIDTH)
+    assert not set(SHAPES) & set(stored)
+    assert sum(node.op_type == "Pad" for node in model.graph.node) == (rows != inner)
+    assert max(errors(run(open_session(file), x), exact(x, narrow))) < 0.3
 
-    def rewrite(graph, stored):
-        made.update(block_int4.quantize_products(graph, stored, lambda name: name in SHAPES, plain=True))
-        return made
 
-    build(narrow, rewrite, tmp_path)
-    assert "w2" in made
-    assert "w1_values" in made
+def test_products_that_share_an_input_share_its_widening(values, x, open_session, tmp_path):
+    narrow = {name: value if name == "w2" else value[:100] for name, value in values.items()}
+    file = build(narrow, lambda graph, stored: block_int4.quantize_products(
+        graph, stored, lambda name: name in SHAPES, plain=True
+    ), tmp_path, GRAPH.replace("float[n, 128] x", "float[n, 100] x"))  # fmt: skip
+    assert sum(node.op_type == "Pad" for node in onnx.load(file).graph.node) == 1
+    assert max(errors(run(open_session(file), x[:, :100]), exact(x[:, :100], narrow))) < 0.3
 
 
 @pytest.mark.parametrize(
-    "make", [lambda weight: weights.per_channel(weight, INT8), lambda w: block_int4._blocks(w, False)]
+    "make", [lambda weight: weights.per_channel(weight, INT8), lambda w: block_int4._blocks(w, 32, False)]
 )
 def test_a_quantized_weight_is_made_once_and_gone_when_its_scales_are_written(make, values):
     reads = []
