@@ -19,10 +19,14 @@ class Arena:
     """First-fit bookkeeping of a store that grows. It touches no tensor: the backend keeps those.
 
     Equal keys share rows. Rows nobody holds stay until their place is needed: a prompt used again costs nothing.
+
+    Args:
+        capacity: rows to begin with. limit: rows that the store can grow to, None for any number.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, limit: int | None = None) -> None:
+        self.capacity = capacity if limit is None else min(capacity, limit)
+        self._limit = limit
         self._spans: list[Span] = []  # sorted by begin
 
     def acquire(self, key: Hashable, length: int) -> Span:
@@ -47,11 +51,11 @@ class Arena:
 
     @property
     def required(self) -> int:
-        """``capacity``, doubled as often as the rows given out need."""
+        """``capacity``, doubled as often as the rows given out need; not beyond the limit unless they are."""
         required = self.capacity
         while required < self._end():
             required *= 2
-        return required
+        return required if self._limit is None else max(self._end(), min(required, self._limit))
 
     def release(self, span: Span) -> None:
         """Give up one hold; rows that were never written are forgotten at once."""

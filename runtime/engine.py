@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as List
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -10,11 +11,11 @@ import numpy as np
 from PIL.Image import Image
 
 from framert.runtime import result, sequence
-from framert.runtime.backends.base import Backend
+from framert.runtime.backends.base import Backend, Limited
 from framert.runtime.bundle import Bundle
 from framert.runtime.components import Components, clocked
 from framert.runtime.config import DEFAULT_PACK_TOKENS, EngineConfig
-from framert.runtime.errors import CancelledError, ConfigError, FramertError, TaskError
+from framert.runtime.errors import BackendError, CancelledError, ConfigError, FramertError, TaskError
 from framert.runtime.images import to_picture
 from framert.runtime.job import Job, prepare
 from framert.runtime.pack import Pack
@@ -70,7 +71,8 @@ class Engine:
         self._config = config
         self._components = components
         denoiser = backend.denoiser()
-        self._store = ConditioningStore(components, denoiser, bundle.manifest)
+        self._limits = backend.limits if isinstance(backend, Limited) else None
+        self._store = ConditioningStore(components, denoiser, bundle.manifest, self._limits)
         self._pack = Pack(denoiser, bundle.manifest)
         self._scheduler: Scheduler[_Entry] = Scheduler(config.max_tokens or DEFAULT_PACK_TOKENS)
         self._queue = threading.Condition(threading.Lock())  # guards the scheduler and the worker
@@ -81,7 +83,11 @@ class Engine:
         self._interrupt: BaseException | None = None
 
     def submit(self, request: Request) -> Ticket:
-        """Check a request and queue it. Raises: TaskError, ConfigError, ImageError or ShapeError at once."""
+        """Check a request and queue it.
+
+        Raises: TaskError, ConfigError, ImageError or ShapeError at once; BackendError if it is larger than what the
+            bundle's engines were built for.
+        """
         if not isinstance(request, Request):
             raise TaskError(f"submit() was given a {type(request).__name__}; give a framert.Request(task=..., ...)")
         check_callback(request.on_step)
@@ -96,6 +102,10 @@ class Engine:
                 f"this request needs {job.tokens} tokens per call, this engine takes {limit}; "
                 "give a smaller size or fewer frames, or make the engine with a larger max_tokens"
             )
+        if self._limits is not None:
+            width, height = job.size
+            self._limits.check_size(height, width, encodes=bool(request.images))
+            self._limits.check_call(*_call_sizes([job]))
         ticket = Ticket(self._drive)
         with self._queue:
             self._scheduler.add(_Entry(job, ticket, time.perf_counter()))
@@ -231,7 +241,16 @@ class Engine:
 
     def _next(self) -> _Entry | None:
         with self._queue:
-            return self._scheduler.next(sum(other.tokens for other in self._running))
+            return self._scheduler.next(sum(other.tokens for other in self._running), self._joins)
+
+    def _joins(self, entry: _Entry) -> bool:
+        """Return whether the backend takes a request in one call with those under way."""
+        try:
+            if self._limits is not None:
+                self._limits.check_call(*_call_sizes([other.job for other in (*self._running, entry)]))
+        except BackendError:
+            return False
+        return True
 
     def _call(self, entries: list[_Entry]) -> None:
         clock: dict[str, float] = {}
@@ -328,6 +347,12 @@ class Engine:
             self._running.remove(entry)
             for held in entry.running.held:
                 self._store.release(held)
+
+
+def _call_sizes(jobs: List[Job]) -> tuple[list[int], int]:
+    """Return the model tokens of each sequence of a call of these jobs, and its frames."""
+    lengths = [job.tokens // len(job.branches) for job in jobs for _ in job.branches]
+    return lengths, sum(len(job.branches) * job.frames for job in jobs)
 
 
 def check_callback(on_step: object) -> None:

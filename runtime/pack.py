@@ -13,16 +13,28 @@ from framert.runtime.manifest import Manifest
 from framert.runtime.sequence import Sequence
 from framert.runtime.tables import BranchRows, Tables
 
+WARM_UP_CALLS = 4  # latents may move two ways, and a way be recorded when it is gone a second time
+SIDE = 32  # tokens a side of the frames of a call that nobody reads
+
 
 @dataclass(frozen=True, slots=True)
 class _Nothing:
-    """A member of one token, for calls that nobody reads."""
+    """A member for calls that nobody reads."""
 
-    frames: int = 1
-    height: int = 1
-    width: int = 1
-    branches: tuple[BranchRows, ...] = (BranchRows(0, 1, 0, 1.0),)
+    frames: int
+    height: int
+    width: int
+    branches: tuple[BranchRows, ...]
     conditions: Floats | None = None
+
+    @classmethod
+    def of(cls, tokens: int, side: int) -> "_Nothing":
+        """Return a member of nearly so many model tokens, in two branches as guided requests have them."""
+        branches = 1 if tokens == 1 else 2
+        own = tokens // branches
+        width = min(own, side)
+        height = min(own // width, side)
+        return cls(own // (width * height), height, width, (BranchRows(0, 1, 0, 1.0),) * branches)
 
 
 class Pack:
@@ -36,6 +48,7 @@ class Pack:
     def __init__(self, denoiser: Denoiser, manifest: Manifest) -> None:
         self._denoiser = denoiser
         self._guidance_branches = manifest.guidance_branches
+        self._side = min(SIDE, manifest.model.max_positions)
         self._layout = find_family(manifest.family).layout(manifest)
         self._members: tuple[Sequence, ...] = ()
         self._skipping: tuple[bool, ...] = ()
@@ -57,16 +70,16 @@ class Pack:
             member.call += 1
 
     def warm_up(self, count: int, token_width: int) -> None:
-        """Run two calls of ``count`` model tokens on zeros: a backend may compile in one and record the other."""
+        """Run ``count`` model tokens on zeros, as often as a backend has things to compile or to record."""
         self.collect()
+        member = _Nothing.of(count, self._side)
         bucket = self._denoiser.padded(count)
-        built = tables.build(
-            [_Nothing()], guidance_branches=self._guidance_branches, tokens=bucket, layout=self._layout
-        )
-        nothing = np.zeros((1, token_width), np.float32)
+        built = tables.build([member], guidance_branches=self._guidance_branches, tokens=bucket, layout=self._layout)
+        slots = tables.slot_count(member)
+        nothing = np.zeros((slots, token_width), np.float32)
         self._denoiser.bind(built, nothing, nothing)
-        for _ in range(2):
-            self._denoiser.step(np.zeros(built.frames, np.int32), np.zeros((1, 6), np.float32))
+        for _ in range(WARM_UP_CALLS):
+            self._denoiser.step(np.zeros(built.frames, np.int32), np.zeros((slots, 6), np.float32))
 
     def collect(self) -> None:
         """Bring the members' latents and histories back from the denoiser, and unbind it."""

@@ -1,6 +1,7 @@
 """Which requests run in the next denoiser call. Pure bookkeeping: it never touches a tensor."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -37,10 +38,15 @@ class Scheduler(Generic[Item]):
         """Take a waiting item out."""
         self._waiting.remove(item)
 
-    def next(self, running_tokens: int) -> Item | None:
-        """Return the item that joins beside ``running_tokens``, or None. No one overtakes: order is kept."""
+    def next(self, running_tokens: int, joins: Callable[[Item], bool] = lambda _: True) -> Item | None:
+        """Return the item that joins beside ``running_tokens``, or None. No one overtakes: order is kept.
+
+        Args:
+            joins: whether the backend takes an item beside those under way, which tokens alone do not decide.
+        """
         if not self._waiting:
             return None
-        if running_tokens and running_tokens + self._waiting[0].tokens > self.max_tokens:
+        first = self._waiting[0]
+        if running_tokens and (running_tokens + first.tokens > self.max_tokens or not joins(first)):
             return None
         return self._waiting.popleft()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from framert.runtime.arena import Arena, Span
-from framert.runtime.backends.base import Denoiser, Reusing, text_arenas
+from framert.runtime.backends.base import Denoiser, Limits, Reusing, text_arenas
 from framert.runtime.components import Components, Text
 from framert.runtime.manifest import Manifest
 
@@ -24,14 +24,16 @@ class Conditioning:
 
 
 class ConditioningStore:
-    """Fills the arenas of one denoiser through the conditioner."""
+    """Fills the arenas of one denoiser through the conditioner. limits: how far they grow; None for any size."""
 
-    def __init__(self, components: Components, denoiser: Denoiser, manifest: Manifest) -> None:
+    def __init__(
+        self, components: Components, denoiser: Denoiser, manifest: Manifest, limits: Limits | None = None
+    ) -> None:
         self._components = components
         self._denoiser = denoiser
         self._arenas = tuple(text_arenas(manifest))
-        self._text = Arena(FIRST_TEXT)
-        self._rows = Arena(FIRST_ROWS)
+        self._text = Arena(FIRST_TEXT, limits.text if limits else None)
+        self._rows = Arena(FIRST_ROWS, limits.rows if limits else None)
         self._cache = Arena(FIRST_CACHE)
 
     @property

@@ -1,6 +1,6 @@
 """What a backend offers. Its heavy import lives inside the module that implements it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from framert.runtime.arrays import Array, Floats, Ints
@@ -57,6 +57,26 @@ class Reusing(Protocol):
 
     def switch(self, tables: Tables) -> None:
         """Take other tables for the slots that are bound; latents and history stay as they are."""
+
+
+class Limits(Protocol):
+    """Largest sizes that a backend's graphs take, asked before anything is computed."""
+
+    text: int  # tokens that the text arenas hold
+    rows: int  # modulation rows
+
+    def check_call(self, lengths: Sequence[int], frames: int) -> None:
+        """Raises: BackendError if no call takes sequences of so many model tokens, of so many frames together."""
+
+    def check_size(self, height: int, width: int, *, encodes: bool) -> None:
+        """Raises: BackendError if pictures of so many pixels cannot be decoded, or with ``encodes`` encoded."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """What a backend has whose graphs were built for a range of sizes."""
+
+    limits: Limits
 
 
 class Backend(Protocol):

@@ -277,8 +277,10 @@ class Context:
     def infer_shapes(self) -> list[str]:
         return [name for name in self.engine.inputs if name not in self.shapes]
 
-    def is_stream_capturable(self, stream: int) -> bool:
-        return self.engine.trt.capturable
+    def __getattr__(self, name: str) -> Any:
+        if name == "is_stream_capturable" and self.engine.trt.rtx:
+            return lambda stream: self.engine.trt.capturable
+        raise AttributeError(name)
 
     def execute_async_v3(self, stream: int) -> bool:
         trt, engine = self.engine.trt, self.engine
@@ -322,3 +324,6 @@ def _described(value: Any) -> tuple[str, tuple[int | str, ...]]:
     tensor = value.type.tensor_type
     shape = tuple(size.dim_param or size.dim_value for size in tensor.shape.dim)
     return ONNX[tensor.elem_type], shape
+
+
+Trt.context_class = Context

@@ -7,12 +7,13 @@ from weakref import WeakSet
 import numpy as np
 
 from framert.runtime.arrays import Array
+from framert.runtime.backends.base import Limits
 from framert.runtime.backends.tensorrt import fit, library
 from framert.runtime.backends.tensorrt.arenas import Arenas
 from framert.runtime.backends.tensorrt.denoiser import TensorRtDenoiser
 from framert.runtime.backends.tensorrt.device import Device
 from framert.runtime.backends.tensorrt.engine import Call, LoadedEngine
-from framert.runtime.backends.tensorrt.limits import Limits
+from framert.runtime.backends.tensorrt.limits import EngineLimits
 from framert.runtime.backends.tensorrt.memory import DeviceArray
 from framert.runtime.backends.tensorrt.profiles import Profiles
 from framert.runtime.backends.tensorrt.shapes import CallSizes
@@ -43,7 +44,7 @@ class TensorRtBackend:
         self._bundle = bundle
         self._profiles = Profiles.read(bundle.path, GRAPHS, fit.rebuild_command(bundle))
         self._sizes = CallSizes(self._profiles)
-        self.limits = Limits(self._profiles, self._sizes)
+        self.limits: Limits = EngineLimits(self._profiles, self._sizes, bundle.manifest.model.vae_factor)
         self._low_memory = low_memory
         self._engines: dict[str, LoadedEngine] = {}
         self._runs: dict[str, Call] = {}  # of graphs other than the denoiser
@@ -95,7 +96,7 @@ class TensorRtBackend:
         if graph not in self._engines:
             if self._low_memory:
                 self._unload()
-            brought = self.library.register_plugin() if "plugins" in self._bundle.manifest.target else None
+            brought = self.library.register_plugin(self._bundle.manifest.target.get("plugins", ""))
             self._engines[graph] = LoadedEngine(self._bundle, graph, self.library, self._profiles, brought)
             size = self._engines[graph].size
             if size > self._device.activations.size:

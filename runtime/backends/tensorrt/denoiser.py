@@ -114,7 +114,14 @@ class TensorRtDenoiser:
             first, second = calls or self._engines.calls("denoiser", 2)
             device = self._device
             self._steps[key] = Step(
-                key, (first, second), self._graph, self._arenas.arrays, state, device.driver, device.stream
+                key,
+                (first, second),
+                self._graph,
+                self._sizes.lengths(key),
+                self._arenas.arrays,
+                state,
+                device.driver,
+                device.stream,
             )
         self._steps.move_to_end(key)
         if len(self._steps) > MAX_STEPS:

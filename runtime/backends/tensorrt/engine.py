@@ -26,21 +26,18 @@ class LoadedEngine:
     Raises: BackendError if TensorRT refuses the file, or it is not the engine that the manifest describes.
     """
 
-    def __init__(
-        self, bundle: Bundle, graph: str, library: Library, profiles: Profiles, brought: list[str] | None
-    ) -> None:
+    def __init__(self, bundle: Bundle, graph: str, library: Library, profiles: Profiles, brought: list[str]) -> None:
         self.graph = graph
         self.spec = bundle.manifest.graphs[graph]
         self.profiles = profiles
         self._library = library
-        if brought is not None:
-            brought.clear()
+        brought.clear()
         try:
             self._engine = library.engine(bundle.graph_path(graph))
         except BackendError as error:
-            check_kernels(bundle, graph, brought or [])
+            check_kernels(bundle, graph, brought)
             raise BackendError(f"{error}; {rebuild_command(bundle)}") from error
-        check_kernels(bundle, graph, brought or [])
+        check_kernels(bundle, graph, brought)
         if reason := self._difference():
             raise BackendError(f"{bundle.graph_path(graph)} is another engine ({reason}); {rebuild_command(bundle)}")
         self.streamed = library.stream_weights(self._engine)

@@ -4,7 +4,7 @@ import re
 import shlex
 from typing import Any
 
-from framert.runtime.backends.tensorrt.library import KINDS
+from framert.runtime.backends.tensorrt.library import KINDS, LIBRARY
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.manifest import PRECISION_WORDS
@@ -23,8 +23,9 @@ def rebuild_command(bundle: Bundle, target: str | None = None) -> str:
     precision = PRECISION_WORDS.get(manifest.graphs["denoiser"].precision)
     if precision in ("fp16", "bf16"):
         words += ["--precision", precision]
-    if "plugins" in manifest.target:
-        words += ["--attention", str(built.get("attention", "plugin"))]
+    if attention := manifest.target.get("attention", "plugin" if "plugins" in manifest.target else ""):
+        words += ["--attention", attention]
+        words += ["--plugin-library", LIBRARY] if attention == "library" else []
     if built.get("weight_streaming"):
         words += ["--weight-streaming"]
     if built.get("compatible", "none") != "none":
@@ -67,7 +68,7 @@ def check_gpu(bundle: Bundle, target: str, gpu: str) -> None:
             f"{bundle.path} was built for {' and '.join(targets)}, and this GPU ({gpu}) is {target}; "
             f"{rebuild_command(bundle, target)}"
         )
-    if "plugins" in bundle.manifest.target and target not in (kernel.split(":")[0] for kernel in kernels(bundle)):
+    if "kernels" in bundle.manifest.target and target not in (kernel.split(":")[0] for kernel in kernels(bundle)):
         held = ", ".join(kernel.split(":")[0] for kernel in kernels(bundle)) or "none"
         raise BackendError(
             f"{bundle.path} holds attention kernels for {held}, and this GPU ({gpu}) is {target}; "

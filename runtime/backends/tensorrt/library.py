@@ -1,6 +1,7 @@
 """TensorRT 10.3 to 11 and TensorRT-RTX 1.x at run time: everything in which they differ is in this file."""
 
 import mmap
+import os
 import re
 import threading
 from functools import cache
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from framert.kernels.plugin import frame_attention
+from framert.kernels.plugin import frame_attention, recipe
 from framert.runtime.errors import BackendError
 
 # Kind of bundle -> module, what installs it, oldest version that has all that is called here.
@@ -30,7 +31,7 @@ NAMES = {
         "execute_async_v3", "get_tensor_shape", "infer_shapes", "set_device_memory", "set_input_shape",
         "set_optimization_profile_async", "set_tensor_address",
     ),
-    "IPluginRegistry": ("deregister_creator", "register_creator"),
+    "IPluginRegistry": ("load_library", "register_creator"),
     "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "ILogger": ("Severity",),
     "TensorIOMode": ("INPUT", "OUTPUT"),
@@ -43,6 +44,7 @@ RTX_NAMES = {
     "IRuntimeConfig": ("dynamic_shapes_kernel_specialization_strategy", "set_execution_context_allocation_strategy"),
     "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
 }
+LIBRARY, LIBRARY_VARIABLE = "libframert_plugin.so", "FRAMERT_PLUGIN_LIBRARY"  # the launcher of kernels/plugin/cpp
 NO_DRIVER = "cudaError 35"  # in every error of TensorRT-RTX on a machine without a driver, whatever its cause
 
 
@@ -77,7 +79,8 @@ class Library:
         self._errors: list[str] = []
         self._logger = _logger(module, self._errors)
         self._runtime: Any = None
-        self._creator: Any = None
+        self._plugins: dict[str, Any] = {}  # kept for as long as they are registered
+        self._brought: list[str] = []
         self._lock = threading.Lock()
 
     def engine(self, file: Path) -> Any:
@@ -124,23 +127,33 @@ class Library:
         asked = getattr(context, "is_stream_capturable", None)
         return True if asked is None else bool(asked(stream))
 
-    def register_plugin(self) -> list[str]:
-        """Let engines that hold framert's attention be loaded, from now on in this process.
+    def register_plugin(self, name: str) -> list[str]:
+        """Let engines be loaded that need a plugin of ours, from now on in this process. name: "" for those without.
 
         Returns: takes "target:hash", its first 16 digits, of every kernel that an engine brings when it is loaded.
-        Raises: BackendError if another plugin of that name is registered.
+        Raises: BackendError if there is no such plugin, or another of that name.
         """
+        if name not in ("", frame_attention.NAME, recipe.OPERATOR):
+            raise BackendError(f"the engines need the plugin {name!r}, which framert does not have; update framert")
         with self._lock:
-            if self._creator is None:
+            if name and not self._plugins:
                 self._prepare_plugins()
-                creator = _recording_creator(self.module)
+            if name == frame_attention.NAME and name not in self._plugins:
+                creator = _recording_creator(self.module, self._brought)
                 if not self.module.get_plugin_registry().register_creator(creator, frame_attention.NAMESPACE):
+                    raise BackendError(f"another plugin {name} is registered in this process; run in one of its own")
+                self._plugins[name] = creator
+            if name == recipe.OPERATOR and name not in self._plugins:
+                path = os.environ.get(LIBRARY_VARIABLE, LIBRARY)
+                handle = self.module.get_plugin_registry().load_library(path)
+                if handle is None:
                     raise BackendError(
-                        f"another plugin {frame_attention.NAME} is registered in this process; run in one of its own"
+                        f"the engines need the plugin library {path}, and TensorRT cannot load it: {self.words()}; "
+                        f"build it from kernels/plugin/cpp against TensorRT {self.version}, and name the file in "
+                        f"{LIBRARY_VARIABLE}"
                     )
-                self._creator = creator
-            found: list[str] = self._creator.found
-            return found
+                self._plugins[name] = handle
+        return self._brought
 
     def _prepare_plugins(self) -> None:
         if self.kind != "tensorrt-rtx":
@@ -175,11 +188,10 @@ def _logger(module: Any, errors: list[str]) -> Any:
     return Logger()
 
 
-def _recording_creator(module: Any) -> Any:
-    """Return the plugin's creator, which also notes the kernels that engines bring, in its list ``found``."""
+def _recording_creator(module: Any, found: list[str]) -> Any:
+    """Return the plugin's creator, which also notes in ``found`` the kernels that engines bring."""
     creator = frame_attention.creator(module)
     make = creator.create_plugin
-    found: list[str] = []
 
     def create_plugin(name: str, given: Any, phase: Any) -> Any:
         plugin = make(name, given, phase)
@@ -187,5 +199,4 @@ def _recording_creator(module: Any) -> Any:
         return plugin
 
     creator.create_plugin = create_plugin
-    creator.found = found
     return creator

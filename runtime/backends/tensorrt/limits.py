@@ -7,21 +7,19 @@ from framert.runtime.backends.tensorrt.shapes import GRAPH, CallSizes
 from framert.runtime.tiling import TILE
 
 
-class Limits:
-    """See ``base.Limits``. text, rows: most that the arenas hold."""
+class EngineLimits:
+    """See ``base.Limits``. factor: picture pixels per latent pixel."""
 
-    def __init__(self, profiles: Profiles, sizes: CallSizes) -> None:
-        self._profiles, self._sizes = profiles, sizes
+    def __init__(self, profiles: Profiles, sizes: CallSizes, factor: int) -> None:
+        self._profiles, self._sizes, self._factor = profiles, sizes, factor
         self.text = profiles.most(GRAPH, "capacity")
         self.rows = profiles.most(GRAPH, "rows")
 
     def check_call(self, lengths: Sequence[int], frames: int) -> None:
         self._sizes.check(lengths, frames)
 
-    def check_picture(self, height: int, width: int, *, given: bool) -> None:
-        if given:
+    def check_size(self, height: int, width: int, *, encodes: bool) -> None:
+        if encodes:
             self._profiles.choose("vae_encoder", {"height": height, "width": width})
-
-    def check_latents(self, height: int, width: int) -> None:
-        tile = {"latent_height": min(height, TILE), "latent_width": min(width, TILE)}
-        self._profiles.choose("vae_decoder", tile)
+        latents = [min(side // self._factor, TILE) for side in (height, width)]
+        self._profiles.choose("vae_decoder", {"latent_height": latents[0], "latent_width": latents[1]})

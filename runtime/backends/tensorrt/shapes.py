@@ -9,6 +9,7 @@ from framert.runtime.tables import Tables
 
 GRAPH = "denoiser"
 WINDOWS = {"window": "longest", "text_window": "text_longest"}  # inputs of engines without a plugin -> their axes
+AXES = ("tokens", "slots", "sequences", "frames", "longest", "text_longest")  # that a key names
 LEAST_SEQUENCES = 16  # a plugin's step is padded to; each empty one costs some programs
 
 
@@ -23,11 +24,6 @@ class StepKey:
     frames: int
     longest: int
     text_longest: int
-
-    def sizes(self) -> Mapping[str, int]:
-        """Return the length of each axis of the denoiser's inputs, apart from those of arenas."""
-        names = ("tokens", "slots", "sequences", "frames", "longest", "text_longest")
-        return {name: getattr(self, name) for name in names}
 
 
 class CallSizes:
@@ -56,6 +52,11 @@ class CallSizes:
         longest = max(int(tables.q_range[:, 1].max()), int(tables.kv_range[:, 1].max()), 1)
         text = max(int(tables.text_range[:, 1].max()), 1)
         return self._key(len(tables.source), len(tables.q_range), tables.frames, longest, text)
+
+    def lengths(self, key: StepKey) -> Mapping[str, int]:
+        """Return the length of each axis of the denoiser's inputs: the key's, and the most of what it does not name."""
+        most = {axis: sizes[2] for axis, sizes in self._profiles.of(GRAPH)[key.profile].items()}
+        return most | {axis: getattr(key, axis) for axis in AXES if axis in most}
 
     def _key(self, tokens: int, sequences: int, frames: int, longest: int, text: int) -> StepKey:
         sizes = {"tokens": tokens, "sequences": sequences, "frames": frames}

@@ -49,7 +49,7 @@ class Step:
 
     Args:
         calls: two fresh ones of the denoiser's engine: from the first place of ``state`` to the second, and back.
-        graph: the denoiser's inputs and outputs. arenas: its inputs that outlive a pack.
+        graph: the denoiser's inputs and outputs. lengths: of their free axes. arenas: its inputs that outlive a pack.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Step:
         key: StepKey,
         calls: tuple[Call, Call],
         graph: Graph,
+        lengths: Mapping[str, int],
         arenas: Mapping[str, DeviceArray],
         state: SlotState,
         driver: Driver,
@@ -66,11 +67,10 @@ class Step:
         self._driver, self._stream = driver, stream
         self._holds: Tables | None = None
         given = {**arenas, **dict.fromkeys(STATE)}
-        sizes = key.sizes()
         self.inputs: dict[str, DeviceArray] = {}
         for name, spec in graph.inputs.items():
             if name not in given:
-                shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
+                shape = [lengths[size] if isinstance(size, str) else size for size in spec.shape]
                 self.inputs[name] = DeviceArray(driver, stream, shape, spec.dtype, "tables of a step")
                 self.inputs[name].zero()
         for name in WINDOWS:
