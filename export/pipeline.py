@@ -1,7 +1,7 @@
 """Checkpoint -> bundle: opens and checks the checkpoint, then traces and writes one graph after another."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +15,7 @@ import framert
 from framert.export import fidelity, frame_attention
 from framert.export import precision as precisions
 from framert.export.checkpoint import Checkpoint, check_tensors, config_values, open_checkpoint
+from framert.export.keep_high import PARTS, KeepHigh, parse
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.oracle import Oracle
 from framert.export.passes import clean, fold_weights
@@ -44,6 +45,7 @@ def export(
     native_side: int | None = None,
     precision: str | Mapping[str, str] = "fp32",
     target: str = "onnx",
+    keep_high: str | Mapping[str, str | Sequence[str]] | None = None,
     check: bool = True,
     force: bool = False,
     progress: bool = True,
@@ -58,6 +60,8 @@ def export(
         precision: one word for denoiser and text encoder, "part=word" pairs joined by commas or a mapping of them, or
             "auto"; see ``export.precision``.
         target: "onnx", or "tensorrt" for graphs in the form that its builder takes.
+        keep_high: products of quantized parts that stay in fp32, such as "denoiser=first,last"; see
+            ``export.keep_high``.
         check: run real tasks on a bundle that is not all fp32, and beside it on the checkpoint in fp32; the manifest
             then says how near they are. A large model needs its weights in memory for that, and time.
         force: replace a bundle that stands at ``output``.
@@ -68,6 +72,7 @@ def export(
             beyond its budget on this checkpoint.
     """
     words = precisions.parts(precision, target)
+    kept = parse(keep_high, words)
     with new_bundle(output, force=force) as folder:
         opened = open_checkpoint(checkpoint)
         transformer = NextDiTConfig.from_checkpoint(opened.configs["transformer"])
@@ -75,6 +80,8 @@ def export(
         side = _native_side(native_side, opened.configs["transformer"], model)
         plans = plan_graphs(transformer, opened.configs["vae"], opened.configs["text_encoder"])
         check_tensors(opened, {plan.part: stored_shapes(plan) for plan in plans})
+        for part, each in kept.items():  # before calibration, which takes long on a large model
+            each.chosen([name for name, stored in opened.tensors[PARTS[part]].items() if len(stored.shape) == 2])
         write_tokenizer(opened.tokenizer, folder / "tokenizer.json")
         manifest = Manifest(
             family=FAMILY,
@@ -84,7 +91,7 @@ def export(
             prompt_tokens=PROMPT_TOKENS,
             guidance_branches=GUIDANCE_BRANCHES,
             target={"kind": "onnx"},
-            graphs={},
+            graphs={plan.name: _signature(plan, "float32") for plan in plans},  # what calibration runs on: the oracle
             files={},
         )
         oracle = Oracle(plans, opened, model)
@@ -93,8 +100,11 @@ def export(
         for plan in (bar := tqdm(plans, unit="graph", disable=not progress)):
             bar.set_description(plan.name)
             word = words[precisions.PART_OF.get(plan.name, plan.name)]
-            graphs[plan.name] = _export_graph(plan, recipes[plan.part], word, transformer.softcap, folder, target)
+            recipe = replace(recipes[plan.part], kept=kept.get(plan.name, KeepHigh()))
+            graphs[plan.name] = _export_graph(plan, recipe, word, transformer.softcap, folder, target)
         provenance = _provenance(opened) | {"precision": words}
+        if kept:
+            provenance["keep_high"] = {part: list(each.items) for part, each in kept.items()}
         manifest = replace(manifest, graphs=graphs, files=file_specs(folder), provenance=provenance)
         if check and set(words.values()) != {"fp32"}:
             manifest = replace(manifest, verified=_tasks(Bundle(folder, manifest), oracle))
@@ -135,7 +145,11 @@ def _export_graph(plan: GraphPlan, recipe: Recipe, word: str, softcap: float, fo
         [frame_attention.function(softcap, HALVES.get(word, onnx.TensorProto.FLOAT))] if plan.name == "denoiser" else []
     )
     files = write_model(model, weights, functions, folder, plan.name)
-    return Graph(files=files, precision=precisions.WORDS[word], inputs=dict(plan.inputs), outputs=dict(plan.outputs))
+    return replace(_signature(plan, precisions.WORDS[word]), files=files)
+
+
+def _signature(plan: GraphPlan, precision: str) -> Graph:
+    return Graph(files=(), precision=precision, inputs=dict(plan.inputs), outputs=dict(plan.outputs))
 
 
 def _tasks(bundle: Bundle, oracle: Oracle) -> dict[str, Any]:

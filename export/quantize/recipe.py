@@ -1,12 +1,12 @@
 """From a precision to a graph: which products are rewritten, how, and what is done to the weights before."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
 import onnx_ir as ir
 
+from framert.export.keep_high import KeepHigh
 from framert.export.quantize import block_int4, half, per_token, smoothing
 from framert.export.quantize.calibration import Activation
 from framert.export.quantize.smoothing import Floats, Link
@@ -16,8 +16,9 @@ from framert.export.weights import Weight
 KINDS = {"int8": onnx.TensorProto.INT8, "fp8": onnx.TensorProto.FLOAT8E4M3FN}
 SMOOTHED = ("int8", "int4", "fp8", "fp16")  # bf16 has the range of fp32
 HALVES = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
-# Products of the repeated layers: nearly all of the weights. What enters and leaves the model stays in fp32.
-PRODUCTS = {"denoiser": r"layers\.\d+\.", "text_encoder": r"encoder\.block\.\d+\.layer\."}
+# Their products are quantized. Those of the repeated blocks are nearly all of the weights: what enters and leaves the
+# model stays in fp32.
+GRAPHS = ("denoiser", "text_encoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,14 @@ class Recipe:
 
     weights: stored tensors by name, smoothed if activations are given. activations: by the stored name of a product;
     empty if nothing was calibrated. divisors: what the channels of these inputs are divided by since. factors: of the
-    results of products by their stored name, where fp16 would overflow.
+    results of products by their stored name, where fp16 would overflow. kept: products that stay in fp32.
     """
 
     weights: Mapping[str, Weight]
     activations: Mapping[str, Activation] = field(default_factory=dict)
     divisors: Mapping[str, Floats] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+    kept: KeepHigh = field(default_factory=KeepHigh)
 
     @classmethod
     def smoothed(
@@ -56,17 +58,13 @@ class Recipe:
             signed: quantize activations to signed numbers, which TensorRT asks for.
         Returns: the weights of the rewritten graph.
         """
-        if name not in PRODUCTS or word == "fp32":
+        if name not in GRAPHS or word == "fp32":
             return dict(weights)
         graph = model.graph
         if word in HALVES:
             half.scale_eps(graph, self.factors)
             return cast(model, weights, word)
-        pattern = re.compile(PRODUCTS[name])
-
-        def chosen(value: str) -> bool:
-            return pattern.match(value) is not None
-
+        chosen = self.kept.chosen([value for value, weight in weights.items() if len(weight.shape) == 2]).__contains__
         if word == "int4":
             return block_int4.quantize_products(graph, weights, chosen, plain=signed)
         typical = {

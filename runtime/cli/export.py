@@ -13,6 +13,7 @@ EPILOG = """examples:
   framert export lehduong/OneDiffusion -o onediffusion.bundle
   framert export models/blocks -o small.bundle --precision int8
   framert export models/blocks -o mixed.bundle --precision denoiser=int8,text_encoder=fp32
+  framert export models/blocks -o exact.bundle --precision int8 --keep-high denoiser=first,last
   framert export my_checkpoint -o my.bundle --native-side 256 --force"""
 
 
@@ -31,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WORD|PART=WORD,...",
         help="fp32, fp16, bf16, int8, int4 or fp8 for denoiser and text encoder; or by part: text_encoder, vae, "
         "conditioner, denoiser; or auto, the best for the target (default: fp32)",
+    )
+    parser.add_argument(
+        "--keep-high",
+        nargs="+",
+        metavar="PART=ITEM,...",
+        help="products of a quantized part that stay in fp32: first, last, a block's number, or a product's name "
+        "(of the denoiser wq wk wv wo w1 w2 w3), such as denoiser=first,last,w2",
     )
     parser.add_argument(
         "--target",
@@ -55,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         native_side=arguments.native_side,
         precision=arguments.precision,
         target=arguments.target,
+        keep_high=" ".join(arguments.keep_high) if arguments.keep_high else None,
         check=not arguments.unchecked,
         force=arguments.force,
         progress=not arguments.quiet,
