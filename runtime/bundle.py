@@ -18,7 +18,7 @@ from framert.runtime.errors import BundleError
 from framert.runtime.manifest import FORMAT, FileSpec, Manifest
 
 MANIFEST = "manifest.json"
-GRAPHS = ("text_encoder", "vae_encoder", "conditioner", "denoiser", "vae_decoder")
+GRAPHS = ("text_encoder", "vae_encoder", "conditioner", "denoiser", "vae_decoder")  # a family may have more
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Bundle:
         manifest = _read_manifest(folder)
         if missing := [name for name in GRAPHS if name not in manifest.graphs]:
             raise BundleError(f"{folder} lacks the graphs {', '.join(missing)}; export the checkpoint again")
-        needed = {file for graph in manifest.graphs.values() for file in graph.files} | {"tokenizer.json"}
+        needed = {file for graph in manifest.graphs.values() for file in graph.files}
+        needed |= {spec.file for spec in manifest.tokenizer_specs().values()}
         if unlisted := sorted(needed - set(manifest.files)):
             raise BundleError(f"{folder}/{MANIFEST} uses {', '.join(unlisted)} without listing it; export again")
         if check_files:

@@ -37,3 +37,18 @@ def classifier_free(prompt: str, negative_prompt: str, scale: float) -> tuple[Br
     if scale <= 1:
         return (Branch(prompt, 1.0),)
     return (Branch(prompt, scale), Branch(negative_prompt, 1.0 - scale))
+
+
+def dual(prompt: str, negative_prompt: str, text: float, image: float) -> tuple[Branch, ...]:
+    """Return the branches of v = v(0,n) + image (v(V,n) - v(0,n)) + text (v(V,p) - v(V,n)).
+
+    V is the picture, p the prompt and n the negative one. Scales of at most 1 count as 1; branches without weight are
+    left out, so that an image scale of 1 is classifier-free guidance under the picture.
+    """
+    text, image = max(text, 1.0), max(image, 1.0)
+    branches = (
+        Branch(prompt, text, picture=True),
+        Branch(negative_prompt, image - text, picture=True),
+        Branch(negative_prompt, 1.0 - image),
+    )
+    return tuple(branch for branch in branches if branch.weight)

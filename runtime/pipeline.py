@@ -133,9 +133,12 @@ class Pipeline:
         seed: int = 0,
         noise: Floats | None = None,
         solver: str = "euler",
+        boxes: Mapping[str, Sequence[float]] | None = None,
+        extend: Sequence[int] | None = None,
         reuse: int = 1,
         count: int = 1,
         progress: bool = False,
+        image_guidance: float | None = None,
         on_step: OnStep | None = None,
     ) -> Any:
         """Run a task. None means the task's own value (``framert tasks`` lists them).
@@ -144,9 +147,10 @@ class Pipeline:
             task: a name of the task table.
             images: pictures the task starts from: paths, PIL pictures or arrays.
             prompt: a caption or instruction; a list makes one result per prompt.
-            colors, hole, captions, item, cameras: what some tasks take besides, see the task table.
+            colors, hole, captions, item, cameras, boxes, extend: what some tasks take besides, see the task table.
             negative_prompt: what guidance moves away from.
-            steps: intervals of the schedule. guidance: 1 or less is none.
+            steps: intervals of the schedule. guidance: by the prompt; 1 or less is none.
+            image_guidance: by the given picture, where the bundle's family has it; 1 or less is none.
             size: (width, height) of the result in pixels.
             seed: of the noise; result i of several uses seed + i, whatever else runs beside it.
             noise: (frames, channels, h/8, w/8) to use instead of the seed's, for the whole sequence.
@@ -173,9 +177,12 @@ class Pipeline:
             seed=seed,
             noise=noise,
             solver=solver,
+            boxes=boxes,
+            extend=extend,
             reuse=reuse,
             on_step=on_step,
         )
+            image_guidance=image_guidance,
         return self._run(request, prompt, count, progress)
 
     def generate(
@@ -196,13 +203,15 @@ class Pipeline:
         reuse: int = 1,
         count: int = 1,
         progress: bool = False,
+        image_guidance: float | None = None,
         on_step: OnStep | None = None,
     ) -> Any:
         """Run any composition of frames under a raw prompt, task tokens included.
 
         Args:
             mask: one entry per frame, 1 to generate it and 0 to give it. With ``cameras`` or ``multiview`` frames
-                alternate picture, rays; ``images`` fill the pictures with mask 0 in order.
+                alternate picture, rays; ``images`` fill the pictures with mask 0 in order. A family that shows pictures
+                beside the one to make takes [1] alone, and at most one of ``images``.
             The others are those of ``run``.
         Returns, raises: as ``run``.
         """
@@ -221,9 +230,19 @@ class Pipeline:
             reuse=reuse,
             on_step=on_step,
         )
+            image_guidance=image_guidance,
         return self._run(request, prompt, count, progress)
 
-    def velocity(self, samples: Floats, timesteps: Floats, text: Floats, text_mask: Array) -> Floats:
+    def velocity(
+        self,
+        samples: Floats,
+        timesteps: Floats,
+        text: Floats,
+        text_mask: Array,
+        *,
+        pooled: Floats | None = None,
+        conditions: Floats | None = None,
+    ) -> Floats:
         """Return the transformer's raw output: one denoiser call, for verification.
 
         Args:
@@ -237,6 +256,9 @@ class Pipeline:
             self._backend,
             self._components,
             self.manifest,
+            pooled: (batch, pooled_width), where the model takes it; None is zeros.
+            conditions: (batch, condition_channels, h, w), latents of a picture and the mask, where the model has
+                channels for them; None shows no picture.
             _floats("samples", samples),
             _floats("timesteps", timesteps),
             _floats("text", text),
@@ -248,6 +270,8 @@ class Pipeline:
         requests = _expand(request, prompt, count)
         with _Progress(requests, progress) as shown:
             tickets: list[Ticket] = []
+            None if pooled is None else _floats("pooled", pooled),
+            None if conditions is None else _floats("conditions", conditions),
             try:
                 tickets.extend(self._engine.submit(item) for item in shown)
                 results: list[Result] = [ticket.result() for ticket in tickets]

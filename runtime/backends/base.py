@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from framert.runtime.arrays import Array, Floats, Ints
+from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Manifest
 from framert.runtime.tables import Tables
 
@@ -99,3 +101,13 @@ def text_arenas(manifest: Manifest) -> dict[str, int]:
     """Return the denoiser's inputs that hold what the conditioner made of prompts, and which axis of each is tokens."""
     inputs = manifest.graphs["denoiser"].inputs
     return {name: spec.shape.index(CAPACITY) for name, spec in inputs.items() if CAPACITY in spec.shape}
+
+
+def check_family(bundle: Bundle, backend: str, families: tuple[str, ...]) -> None:
+    """Raises: BackendError unless the bundle is of a family whose step the backend has."""
+    family = bundle.manifest.family
+    if family not in families:
+        raise BackendError(
+            f"{bundle.path} is of the family {family}, and backend {backend!r} runs {', '.join(families)} alone; take "
+            "backend='onnxruntime'"
+        )

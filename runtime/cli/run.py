@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--backend", default="onnxruntime", metavar="NAME", help="what runs it, or auto (default onnxruntime)"
     )
+    how.add_argument(
+        "--provider", metavar="NAME", help="what backend onnxruntime runs on: cpu (default), cuda or tensorrt"
+    )
     how.add_argument("--precision", metavar="WORD", help="what the backend computes in, where it has a choice")
     how.add_argument("--low-memory", action="store_true", help="hold one graph in memory at a time; slower")
     how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
@@ -72,6 +75,16 @@ def add_request_arguments(parser: argparse.ArgumentParser, output: str) -> argpa
     )
     what.add_argument("--caption", action="append", metavar="TEXT", help="of a given picture, in order (repeatable)")
     what.add_argument("--item", metavar="TEXT", help="what the given picture shows, such as 'red cube'")
+    what.add_argument(
+        "--box",
+        action="append",
+        type=values.box,
+        metavar="NAME=L,T,R,B",
+        help="where a thing is to be, in pixels of the result: left, top, right, bottom (repeatable)",
+    )
+    what.add_argument(
+        "--extend", type=values.integers, metavar="L,T,R,B", help="pixels to add: left, top, right, bottom"
+    )
     what.add_argument("--hole", metavar="FILE", help="a mask of the image's size, white where to fill")
     camera = parser.add_argument_group("cameras, one number per view or one for all; those of given pictures first")
     camera.add_argument("--azimuth", type=values.numbers, metavar="A,B,..", help="degrees around the vertical axis")
@@ -84,6 +97,9 @@ def add_request_arguments(parser: argparse.ArgumentParser, output: str) -> argpa
     how.add_argument("--size", type=values.size, metavar="WIDTHxHEIGHT", help="of the pictures, in pixels")
     how.add_argument("--steps", type=int, metavar="N", help="intervals of the schedule")
     how.add_argument("--guidance", type=float, metavar="NUMBER", help="strength of the prompt; 1 or less is none")
+    how.add_argument(
+        "--image-guidance", type=float, metavar="NUMBER", help="strength of the given picture, where the bundle has it"
+    )
     how.add_argument("--solver", default="euler", metavar="NAME", help=f"{', '.join(SOLVERS)} (default euler)")
     how.add_argument(
         "--reuse",
@@ -113,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         precision=arguments.precision,
         low_memory=arguments.low_memory,
+        provider=arguments.provider,
     )
     made = pipe.run(
         arguments.task,
@@ -138,14 +155,17 @@ def request_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``Pipeline.run`` but the prompt and the count. Raises: TaskError for an unknown task."""
     return {
         "images": arguments.image,
-        "colors": _colors(arguments.color),
+        "colors": _by_name("--color", arguments.color, "colour"),
         "hole": arguments.hole,
         "captions": arguments.caption,
         "item": arguments.item,
         "cameras": _cameras(arguments),
+        "boxes": _by_name("--box", arguments.box, "box"),
+        "extend": arguments.extend,
         "negative_prompt": arguments.negative_prompt,
         "steps": arguments.steps,
         "guidance": arguments.guidance,
+        "image_guidance": arguments.image_guidance,
         "size": arguments.size,
         "seed": arguments.seed,
         "solver": arguments.solver,
@@ -168,13 +188,14 @@ def _check(arguments: argparse.Namespace, keywords: dict[str, Any]) -> None:
     output.check(output.plan(arguments.output, [contents] * arguments.count), force=arguments.force)
 
 
-def _colors(pairs: list[tuple[str, str]] | None) -> dict[str, str] | None:
-    colors = dict(pairs or ())
-    if len(colors) < len(pairs or ()):
+def _by_name(option: str, pairs: list[tuple[str, Any]] | None, one: str) -> dict[str, Any] | None:
+    """Return {thing: value}. Raises: ConfigError if a thing is named twice."""
+    found = dict(pairs or ())
+    if len(found) < len(pairs or ()):
         names = [thing for thing, _ in pairs or ()]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ConfigError(f"--color names {twice!r} twice; give each thing one colour")
-    return colors or None
+        raise ConfigError(f"{option} names {twice!r} twice; give each thing one {one}")
+    return found or None
 
 
 def _cameras(arguments: argparse.Namespace) -> Cameras | None:

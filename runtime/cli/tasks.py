@@ -65,6 +65,7 @@ def _row(task: Task) -> dict[str, Any]:
         "size": SIZES[task.size_rule],
         "steps": task.steps,
         "guidance": task.guidance,
+        **({} if task.image_guidance is None else {"image_guidance": task.image_guidance}),
     }
 
 
@@ -82,22 +83,25 @@ def _limits(manifest: Manifest) -> dict[str, Any]:
 
 def _table(manifest: Manifest | None) -> str:
     tasks = _tasks(manifest)
-    rows = [("task", "images", "takes", "steps", "guidance", "makes")]
+    two = any(task.image_guidance is not None for task in tasks)
+    rows = [("task", "images", "takes", "steps", "text, image guidance" if two else "guidance", "makes")]
     for task in tasks:
         takes = ["prompt" if task.prompt_required else "[prompt]", *task.needs, *(f"[{name}]" for name in task.takes)]
         images = _range(*task.images)
-        rows.append((task.name, images, " ".join(takes), str(task.steps), f"{task.guidance:g}", task.summary))
+        guidance = f"{task.guidance:g}" + ("" if task.image_guidance is None else f", {task.image_guidance:g}")
+        rows.append((task.name, images, " ".join(takes), str(task.steps), guidance, task.summary))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "how to give them, in Python and on the command line:"]
     lines += ["  prompt    prompt='a red cube' (--prompt)", *(f"  {name:<9} {EXTRAS[name]}" for name in _extras(tasks))]
     if manifest is not None:
         limits = _limits(manifest)
+        frames = limits["most_frames"]
         lines += [
             "",
             f"this bundle: {manifest.family}, native size {manifest.native_side}x{manifest.native_side}, "
             f"sides in multiples of {limits['size_multiple']} up to {limits['largest_side']} pixels,",
-            f"at most {limits['most_frames']} frames and {limits['prompt_tokens']} tokens of prompt",
+            f"at most {frames} frame{'s' * (frames > 1)} and {limits['prompt_tokens']} tokens of prompt",
         ]
     return "\n".join(lines)
 

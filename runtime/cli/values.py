@@ -29,6 +29,28 @@ def color(text: str) -> tuple[str, str]:
     return thing.strip(), name.strip()
 
 
+def box(text: str) -> tuple[str, tuple[float, ...]]:
+    """``red cube=8,24,40,56`` -> ("red cube", (8.0, 24.0, 40.0, 56.0))."""
+    thing, _, edges = text.rpartition("=")
+    try:
+        found = tuple(float(edge) for edge in edges.split(","))
+    except ValueError:
+        found = ()
+    if not thing.strip() or len(found) != 4:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NAME=LEFT,TOP,RIGHT,BOTTOM; give such as 'red cube=8,24,40,56'"
+        )
+    return thing.strip(), found
+
+
+def integers(text: str) -> list[int]:
+    """``64,0,64,0`` -> [64, 0, 64, 0]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as 64,0,64,0") from error
+
+
 def join_negative_values(words: list[str]) -> list[str]:
     """Write ``--azimuth -20,0`` as ``--azimuth=-20,0``: argparse takes a value with a minus for an option."""
     joined: list[str] = []

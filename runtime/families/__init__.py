@@ -5,12 +5,13 @@ import difflib
 from framert.runtime.errors import BundleError, TaskError
 from framert.runtime.families.base import Family
 from framert.runtime.families.onediffusion.family import OneDiffusion
+from framert.runtime.families.univg.family import UniVG
 from framert.runtime.manifest import Manifest
 from framert.runtime.task import Task
 
 __all__ = ["DEFAULT", "FAMILIES", "Family", "find_family", "find_task"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (OneDiffusion(),)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (OneDiffusion(), UniVG())}
 DEFAULT = "onediffusion"  # whose tasks are meant where no bundle says
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from framert.runtime.arrays import Array
+from framert.runtime.backends.base import check_family
 from framert.runtime.backends.triton import settings, weights
 from framert.runtime.backends.triton.denoiser import TritonDenoiser
 from framert.runtime.backends.triton.executor import Executor
@@ -32,6 +33,7 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self, bundle: Bundle, *, impl: str | None = None, precision: str | None = None) -> None:
+        check_family(bundle, self.name, ("onediffusion",))
         self._settings = settings.choose(impl, precision)
         kind = bundle.manifest.target.get("kind")
         if kind != "onnx":
