@@ -1,6 +1,7 @@
 """Batches for the Blocks transformer: noised latents, noise levels, loss weights and prompts, equally long each."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,10 @@ import torch
 from autoencoder import encode
 from dataset import FRAME_NAMES
 from diffusers import AutoencoderKL
-from frames import Story, tell
+from frames import Story
 from numpy.typing import NDArray
 from samples import FRAME_COUNTS, Sample, draw_task, make_sample
 from torch import Tensor
-from world import FIRST_TRAINING_SEED
 
 from framert.runtime.cameras import Cameras
 
@@ -35,15 +35,26 @@ class Batch:
     prompts: list[str]
     tasks: list[str]
 
+    def parts(self, count: int) -> "list[Batch]":
+        """Return ``count`` batches of a share of the sequences each; fewer where there are fewer sequences."""
+        length = -(-len(self.tasks) // count)
+        cuts = [slice(at, at + length) for at in range(0, len(self.tasks), length)]
+        return [Batch(*(tensor[cut] for tensor in self.tensors), self.prompts[cut], self.tasks[cut]) for cut in cuts]
+
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the loss needs, in its order."""
         return self.samples, self.target, self.levels, self.weight
 
 
-def encode_all(vae: AutoencoderKL, pictures: NDArray[np.uint8], cache: Path, device: str) -> NDArray[np.float16]:
-    """Return scaled latents (scenes, frames, 16, h / 8, w / 8), computed once per autoencoder and kept in ``cache``."""
-    path = cache / f"latents-{pictures.shape[2]}px-{len(pictures)}-{_digest(vae)}.npy"
+def encode_all(
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], cache: Path, device: str, tag: str = ""
+) -> NDArray[np.float16]:
+    """Return scaled latents (scenes, frames, 16, h / 8, w / 8), computed once per autoencoder and kept in ``cache``.
+
+    tag: what tells these pictures from others of the same number and size.
+    """
+    path = cache / f"latents-{pictures.shape[2]}px-{len(pictures)}{tag}-{_digest(vae)}.npy"
     if not path.exists():
         chunks = [encode(vae, np.concatenate(pictures[at : at + 50]), device).half().numpy()
                   for at in range(0, len(pictures), 50)]  # fmt: skip
@@ -76,9 +87,12 @@ def tokens_of(latents: NDArray[np.float32], patch: int) -> NDArray[np.float32]:
 class BatchMaker:
     """Draws batches from the encoded scenes; one random stream, so a seed repeats a run."""
 
-    def __init__(self, latents: NDArray[np.float16], tokens_per_step: int, patch: int, seed: int) -> None:
+    def __init__(
+        self, latents: NDArray[np.float16], stories: Sequence[Story], tokens_per_step: int, patch: int, seed: int
+    ) -> None:
+        """latents: (scenes, frames of FRAME_NAMES, channels, h, w) of ``stories``."""
         self.latents, self.tokens_per_step, self.patch = latents, tokens_per_step, patch
-        self.stories: list[Story] = [tell(FIRST_TRAINING_SEED + index) for index in range(len(latents))]
+        self.stories = stories
         self.random = np.random.default_rng(seed)
 
     def draw(self) -> Batch:

@@ -1,14 +1,15 @@
 """The training set of Blocks: scenes rendered once into a memory-mapped file of 8-bit pictures, kept outside git."""
 
+import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from frames import MAX_THINGS, VIEWS, scene_frames
 from numpy.typing import NDArray
-from world import FIRST_TRAINING_SEED
 
 FRAME_NAMES = (
     "picture", *(f"view{index}" for index in range(1, VIEWS)), "depth", "canny", "hed", "pose", "semantic", "boxes",
@@ -27,20 +28,21 @@ def render_scene(seed: int, side: int) -> NDArray[np.uint8]:
     return stack
 
 
-def _render_chunk(path: Path, start: int, stop: int, side: int) -> int:
+def _render_chunk(path: Path, start: int, seeds: Sequence[int], side: int) -> int:
     data = np.load(path, mmap_mode="r+")
-    for index in range(start, stop):
-        data[index] = render_scene(FIRST_TRAINING_SEED + index, side)
+    for index, seed in enumerate(seeds, start):
+        data[index] = render_scene(seed, side)
     data.flush()
-    return stop - start
+    return len(seeds)
 
 
-def open_pictures(cache: Path, scenes: int, side: int, workers: int) -> NDArray[np.uint8]:
-    """Return (scenes, frames, side, side, 3) pictures, rendering them into ``cache`` where they are not there yet.
+def open_pictures(cache: Path, seeds: Sequence[int], side: int, workers: int) -> NDArray[np.uint8]:
+    """Return (scenes, frames, side, side, 3) pictures of ``seeds``, rendered into ``cache`` if they are not there.
 
-    Scene i has seed FIRST_TRAINING_SEED + i. A render that was interrupted leaves a ``.part`` file and starts over.
+    A render that was interrupted leaves a ``.part`` file and starts over.
     """
-    path = cache / f"pictures-{side}px-{scenes}.npy"
+    scenes, named = len(seeds), hashlib.sha256(repr(list(seeds)).encode()).hexdigest()[:8]
+    path = cache / f"pictures-{side}px-{scenes}-{named}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -52,7 +54,7 @@ def open_pictures(cache: Path, scenes: int, side: int, workers: int) -> NDArray[
         done = 0
         with ProcessPoolExecutor(workers) as pool:
             starts = range(0, scenes, CHUNK)
-            jobs = [pool.submit(_render_chunk, part, at, min(at + CHUNK, scenes), side) for at in starts]
+            jobs = [pool.submit(_render_chunk, part, at, seeds[at : at + CHUNK], side) for at in starts]
             for job in jobs:
                 done += job.result()
                 print(f"rendered {done} of {scenes} scenes", file=sys.stderr, end="\r")

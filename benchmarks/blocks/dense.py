@@ -1,13 +1,21 @@
 """NextDiT on dense batches of equally long sequences: the runtime's blocks, with an attention that trains fast."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from framert.export.models.nextdit import NextDiT
+from framert.export.models.nextdit import Block, NextDiT
 
 
 def velocity(
-    model: NextDiT, samples: Tensor, levels: Tensor, text: Tensor, text_mask: Tensor, rotary: tuple[Tensor, Tensor]
+    model: NextDiT,
+    samples: Tensor,
+    levels: Tensor,
+    text: Tensor,
+    text_mask: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    layer: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Return the velocity (batch, frames, tokens, width) of dense sequences.
 
@@ -16,32 +24,35 @@ def velocity(
         levels: (batch, frames), noise levels in 0..1000.
         text: (batch, length, caption_channels); text_mask: (batch, length), True on tokens that count.
         rotary: cosine and sine of ``rotary_tables``.
+        layer: ``run_layer``, or what a compiler made of it; one compilation serves all layers.
     """
+    layer = layer or run_layer
     weight = text_mask.unsqueeze(-1).to(text.dtype)
     pooled = (text * weight).sum(1) / weight.sum(1)
     condition = model.t_embedder(levels) + model.y_embedder(pooled).unsqueeze(1)
     x = model.x_embedder(samples).float()
     for block in model.blocks():
-        key, value = block.text(text)
-        enter, leave, ffn_enter, ffn_leave = block.modulation(condition).unsqueeze(2).unbind(3)
-
-        def attend(
-            query: Tensor, own_key: Tensor, own_value: Tensor, gate: Tensor, key: Tensor = key, value: Tensor = value
-        ) -> Tensor:
-            return attention(
-                query,
-                own_key,
-                own_value,
-                gate,
-                key,
-                value,
-                text_mask,
-                model.config.softcap,
-                model.config.head_dim**-0.5,
-            )
-
-        x = block(x, (enter, leave, ffn_enter, ffn_leave), *rotary, attend)
+        x = layer(block, x, condition, text, text_mask, rotary, model.config.softcap)
     return model.final_layer(x, model.final_layer.modulation(condition).unsqueeze(2))
+
+
+def run_layer(
+    block: Block,
+    x: Tensor,
+    condition: Tensor,
+    text: Tensor,
+    text_mask: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    softcap: float,
+) -> Tensor:
+    """Return x (batch, frames, tokens, hidden) behind one layer. condition: (batch, frames, condition_width)."""
+    text_key, text_value = block.text(text)
+    scale = block.attention.head_dim**-0.5
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor) -> Tensor:
+        return attention(query, key, value, gate, text_key, text_value, text_mask, softcap, scale)
+
+    return block(x, block.modulation(condition).unsqueeze(2).unbind(3), *rotary, attend)
 
 
 def rotary_tables(model: NextDiT, frames: int, side: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,11 @@ import torch
 from autoencoder import build_autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
 from batches import BatchMaker, encode_all
 from dataset import open_pictures
-from transformer import Blocks, Trainer, train_transformer, transformer_config
+from heldout import training_stories
+from losses import Losses
+from samples import WEIGHTS
+from trainer import Schedule, Trainer
+from transformer import Blocks, matrix, train_transformer, transformer_config
 from wordpieces import load_tokenizer, train_tokenizer
 
 
@@ -35,14 +39,14 @@ class Preset:
     patch: int
     tokens_per_step: int
     rate: float
-    minutes: float
+    steps: int
 
 
 PRESETS = {
     "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20, hidden=288,
-                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3, minutes=90),
+                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3, steps=30000),
     "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3, hidden=384,
-                  depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, minutes=20),
+                  depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, steps=12000),
 }  # fmt: skip
 
 
@@ -57,7 +61,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
     parser.add_argument("--part", choices=("vae", "transformer", "all"), default="all")
-    parser.add_argument("--minutes", type=float, help="wall clock of the part (of the transformer with --part all)")
+    parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
+    parser.add_argument("--steps", type=int, help="of the transformer in all; the last 15 %% lower the rate to zero")
+    parser.add_argument("--open-ended", action="store_true", help="no end to the steps; finish later with --steps")
+    parser.add_argument("--scenes", type=int, help="instead of the preset's")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/framert/blocks").expanduser())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
@@ -73,7 +80,8 @@ def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> N
     folder = given.output / "vae"
     resumed = (folder / "config.json").exists()
     vae = load_autoencoder(folder) if resumed else build_autoencoder(preset.vae_channels, preset.side)
-    pictures = open_pictures(given.cache, preset.scenes, preset.side, workers=torch.get_num_threads())
+    seeds = [story.seed for story in training_stories(given.scenes or preset.scenes)]
+    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
     train_autoencoder(
         vae, pictures, minutes=given.minutes if given.part == "vae" and given.minutes else preset.vae_minutes,
         batch=preset.vae_batch, rate=6e-4 if resumed else 1e-3, seed=given.seed + resumed, device=device, report=report,
@@ -88,23 +96,30 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     folder = given.output / "tokenizer"
     tokenizer = load_tokenizer(folder) if (folder / "spiece.model").exists() else train_tokenizer(folder)
     vae = load_autoencoder(given.output / "vae").eval().to(device)
-    pictures = open_pictures(given.cache, preset.scenes, preset.side, workers=torch.get_num_threads())
-    latents = encode_all(vae, pictures, given.cache, device)
+    stories = training_stories(given.scenes or preset.scenes)
+    seeds = [story.seed for story in stories]
+    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
+    tag = "-" + Path(str(pictures.filename)).stem.rsplit("-", 1)[-1]
+    latents = encode_all(vae, pictures, given.cache, device, tag)
     report(f"latents {latents.shape}")
     config = transformer_config(preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side)
     torch.manual_seed(given.seed)
     model, average = (Blocks(config, tokenizer.get_piece_size()).to(device) for _ in range(2))
-    if (given.output / "transformer" / "config.json").exists():
+    state = given.output / ".train" / "transformer-state.pt"
+    state.parent.mkdir(exist_ok=True)
+    if not state.exists() and (given.output / "transformer" / "config.json").exists():
         model.load(given.output)
     average.load_state_dict(model.state_dict())
-    state = given.output / ".train"
-    state.mkdir(exist_ok=True)
-    trainer = Trainer(model, average, state / "transformer-state.pt", preset.rate)
-    report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters")
-    maker = BatchMaker(latents, preset.tokens_per_step, preset.patch, given.seed + trainer.step)
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    if device == "cpu":
+        torch.set_num_threads(1)
+    schedule = Schedule(rate=preset.rate, steps=None if given.open_ended else given.steps or preset.steps)
+    trainer = Trainer(model, average, state, schedule, matrix, threads)
+    report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
+    maker = BatchMaker(latents, stories, preset.tokens_per_step, preset.patch, given.seed + trainer.step)
     train_transformer(
-        trainer, maker, tokenizer, minutes=given.minutes or preset.minutes, device=device, compiled=given.compile,
-        report=report, output=given.output,
+        trainer, model, maker, tokenizer, Losses(given.output / "losses.csv", WEIGHTS, trainer.step),
+        minutes=given.minutes, device=device, compiled=given.compile, report=report, output=given.output,
     )  # fmt: skip
 
 

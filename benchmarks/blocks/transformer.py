@@ -1,28 +1,30 @@
 """Train the Blocks transformer and its text encoder together by OneDiffusion's recipe: see models/blocks/README.md."""
 
 import json
-import math
+import os
+import signal
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from batches import BatchMaker
-from dense import rotary_tables, velocity
-from muon import Muon
+from batches import Batch, BatchMaker
+from dense import rotary_tables, run_layer, velocity
+from losses import EVERY, Losses
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
+from trainer import Trainer
 from transformers import T5Config, T5EncoderModel
 from wordpieces import EXTRA_IDS, encode
 
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-WARMUP_STEPS = 100
-EMA_DECAY = 0.998
+TEXT_LENGTH = 40  # holds every prompt of Blocks, so that compiled code sees one length
+SAVE_SECONDS = 200
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.3", "base_image_seq_len": 256,
     "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
@@ -78,11 +80,12 @@ class Blocks(nn.Module):
         weight: Tensor,
         ids: Tensor,
         rotary: tuple[Tensor, Tensor],
+        layer: Callable[..., Tensor] = run_layer,
     ) -> Tensor:
         """Return the mean squared velocity error (batch,) over the frames that count; shapes as in ``Batch``."""
         mask = ids != 0
         text = self.text_encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        output = velocity(self.transformer, samples, levels, text, mask, rotary)
+        output = velocity(self.transformer, samples, levels, text, mask, rotary, layer)
         error = (output.float() - target).square().mean((2, 3))
         return (error * weight).sum(1) / weight.sum(1)
 
@@ -92,7 +95,9 @@ class Blocks(nn.Module):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "transformer" / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
         weights = {name: value.half().contiguous() for name, value in self.transformer.state_dict().items()}
-        save_file(weights, folder / "transformer" / WEIGHTS_NAME, metadata={"format": "pt"})
+        part = folder / "transformer" / ".part"  # a stop leaves the old weights or the new ones
+        save_file(weights, part, metadata={"format": "pt"})
+        os.replace(part, folder / "transformer" / WEIGHTS_NAME)
         encoder = T5EncoderModel(self.text_encoder.config)
         encoder.load_state_dict(self.text_encoder.state_dict())
         encoder.half().save_pretrained(folder / "text_encoder")
@@ -113,97 +118,80 @@ class Blocks(nn.Module):
         self.text_encoder.load_state_dict(encoder.state_dict())
 
 
-class Trainer:
-    """Optimizers, moving average and their state on disk for one ``Blocks``."""
-
-    def __init__(self, model: Blocks, average: Blocks, state: Path, rate: float) -> None:
-        self.model, self.average, self.state, self.rate, self.step = model, average, state, rate, 0
-        hidden = [
-            parameter for name, parameter in model.transformer.named_parameters()
-            if parameter.ndim == 2 and (".attention.w" in name or ".feed_forward.w" in name)
-        ]  # fmt: skip
-        chosen = {id(parameter) for parameter in hidden}
-        rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-        self.optimizers = [
-            Muon(hidden, lr=rate, momentum=0.95, weight_decay=0.01),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
-        ]
-        if state.exists():
-            saved = torch.load(state, weights_only=True)
-            model.load_state_dict(saved["model"])
-            average.load_state_dict(saved["average"])
-            for optimizer, value in zip(self.optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(value)
-            self.step = saved["step"]
-
-    def save(self) -> None:
-        """Write the state beside and rename, so that a stop never leaves half a file."""
-        saved = {
-            "model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }  # fmt: skip
-        part = self.state.with_suffix(".part")
-        torch.save(saved, part)
-        part.replace(self.state)
-
-    def update(self, share: float) -> None:
-        """Take one step; ``share`` of the time budget has passed, which sets the rate (warm-up, then cosine)."""
-        factor = min(1, (self.step + 1) / WARMUP_STEPS) * (
-            0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * min(share, 1)))
-        )
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        weight = 1 - min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+def matrix(name: str, parameter: Tensor) -> bool:
+    """Return whether Muon takes a parameter: the matrices of the layers."""
+    return parameter.ndim == 2 and (".attention.w" in name or ".feed_forward.w" in name)
 
 
 def train_transformer(
     trainer: Trainer,
+    model: Blocks,
     maker: BatchMaker,
     tokenizer: SentencePieceProcessor,
+    losses: Losses,
     *,
-    minutes: float,
+    minutes: float | None,
     device: str,
     compiled: bool,
     report: Callable[[str], None],
     output: Path,
 ) -> None:
-    """Train for ``minutes`` of wall clock, saving the average to ``output`` every few minutes and at the end."""
-    model, losses = trainer.model, defaultdict(lambda: 1.0)
-    loss_of = torch.compile(model.loss) if compiled else model.loss
-    begin = shown = saved = time.monotonic()
-    while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
-        batch = maker.draw()
-        ids = pad([encode(tokenizer, prompt) for prompt in batch.prompts]).to(device)
-        rotary = rotary_tables(model.transformer, batch.samples.shape[1], int(batch.samples.shape[2] ** 0.5))
+    """Train until the schedule or ``minutes`` of wall clock end, or SIGTERM; saves every SAVE_SECONDS and then."""
+    layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
+
+    def loss_of(part: Batch, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        ids = pad([encode(tokenizer, prompt) for prompt in part.prompts]).to(device)
         with torch.autocast(device, torch.bfloat16):
-            error = loss_of(*(value.to(device) for value in batch.tensors), ids, rotary)
-        error.mean().backward()
-        trainer.update(share)
-        for task, value in zip(batch.tasks, error.tolist(), strict=True):
-            losses[task] += 0.03 * (value - losses[task])
+            return model.loss(*(value.to(device) for value in part.tensors), ids, rotary, layer)
+
+    def save() -> None:
+        losses.write()
+        trainer.save()
+        trainer.average.save(output)
+
+    stopped = Stop()
+    begin = saved = time.monotonic()
+    steps = trainer.schedule.steps
+    while not stopped and (steps is None or trainer.step < steps):
+        start, cpu = time.monotonic(), time.process_time()
+        batch = maker.draw()
+        rotary = rotary_tables(model.transformer, batch.samples.shape[1], int(batch.samples.shape[2] ** 0.5))
+        work = [partial(loss_of, part, rotary) for part in batch.parts(trainer.threads)]
+        gradients, errors = trainer.gradients(work)
+        trainer.update(gradients)
+        losses.add(batch.tasks, torch.cat(errors).tolist())
+        trainer.seconds += time.monotonic() - start
+        trainer.cpu_seconds += time.process_time() - cpu
+        if trainer.step % EVERY == 0:
+            row = losses.row(trainer.step, trainer.seconds, trainer.cpu_seconds)
+            values = [row[task] for task in losses.tasks if task in row]
+            report(f"step {trainer.step} {trainer.seconds / 60:.1f} min loss {np.mean(values):.4f}")
         now = time.monotonic()
-        if now - shown > 30:
-            shown = now
-            summary = " ".join(f"{task} {value:.3f}" for task, value in sorted(losses.items()))
-            mean = np.mean(list(losses.values()))
-            report(f"step {trainer.step} {(now - begin) / 60:.1f} min loss {mean:.4f}: {summary}")
-        if now - saved > 240:
+        if now - saved > SAVE_SECONDS:
             saved = now
-            trainer.average.save(output)
-            trainer.save()
-    trainer.average.save(output)
-    trainer.save()
-    report(f"step {trainer.step}: done, weights in {output}")
+            save()
+        if minutes is not None and now - begin > 60 * minutes:
+            break
+    save()
+    report(f"step {trainer.step}: weights in {output}")
+
+
+class Stop:
+    """True once the process has been asked to end, by SIGTERM or SIGINT."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
 
 
 def pad(rows: list[list[int]]) -> Tensor:
-    """Return ids (batch, longest, rounded up to 8) with 0 behind the shorter ones."""
-    longest = -(-max(map(len, rows)) // 8) * 8
+    """Return ids (batch, longest, rounded up to TEXT_LENGTH) with 0 behind the shorter ones."""
+    longest = -(-max(map(len, rows)) // TEXT_LENGTH) * TEXT_LENGTH
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
