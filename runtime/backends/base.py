@@ -9,6 +9,7 @@ from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Manifest
 from framert.runtime.tables import Tables
 
+ENGINES = ("tensorrt", "tensorrt-rtx")  # kinds of bundles that ``framert build`` makes, as the manifest's target says
 CAPACITY = "capacity"  # the manifest's name for an axis of the text arenas
 
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from framert.runtime.backends.base import ENGINES
 from framert.runtime.bundle import Bundle
 from framert.runtime.cpu import cpu_features
 from framert.runtime.errors import BackendError
 
-ENGINES = ("tensorrt", "tensorrt-rtx")  # kinds of bundles that ``framert build`` makes
 HALF_BUDGET = 0.05  # largest relative L2 error of a velocity in bfloat16; PyTorch's own bfloat16 has about as much
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from framert.runtime.arrays import Array, Floats
-from framert.runtime.backends.base import text_arenas
+from framert.runtime.backends.base import ENGINES, text_arenas
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.manifest import Manifest, TensorSpec
@@ -80,7 +80,8 @@ def check_kind(bundle: Bundle, backend: str) -> None:
     """Raises: BackendError unless the bundle's graphs are ONNX files."""
     kind = bundle.manifest.target.get("kind")
     if kind != "onnx":
-        raise BackendError(f"{bundle.path} is built for {kind!r}; backend {backend!r} runs kind 'onnx'")
+        other = "; give backend 'tensorrt'" if kind in ENGINES else ""
+        raise BackendError(f"{bundle.path} is built for {kind!r}; backend {backend!r} runs kind 'onnx'{other}")
 
 
 def give_back_memory() -> None:

@@ -89,8 +89,11 @@ class Library:
             if self._runtime is None:
                 self._runtime = self.module.Runtime(self._logger)
         self._errors.clear()
-        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            engine = self._runtime.deserialize_cuda_engine(content)
+        try:
+            with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                engine = self._runtime.deserialize_cuda_engine(content)
+        except (OSError, ValueError) as error:  # missing, unreadable, or empty
+            raise BackendError(f"{file} cannot be read ({error})") from error
         if engine is None:
             raise BackendError(f"{self.kind} {self.version} cannot load {file}: {self.words()}")
         return engine
@@ -172,8 +175,9 @@ class Library:
 
     def words(self) -> str:
         """Return the first errors since ``clear`` in one line."""
-        lines = [" ".join(line.split()) for line in dict.fromkeys(self._errors) if NO_DRIVER not in line]
-        return "; ".join(lines[:3]) or "it gives no reason"
+        lines = [" ".join(line.split()) for line in dict.fromkeys(self._errors)]
+        telling = [line for line in lines if NO_DRIVER not in line]
+        return "; ".join((telling or lines)[:3]) or "it gives no reason"
 
 
 def _logger(module: Any, errors: list[str]) -> Any:
