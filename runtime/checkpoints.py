@@ -37,7 +37,7 @@ def bundle_of(checkpoint: str | os.PathLike[str]) -> Path:
     Raises: BackendError if the extra "export" is not installed; CheckpointError, BundleError as ``framert export``.
     """
     folder = Path(checkpoint).resolve()
-    bundle = _cache() / f"{folder.name}-{_fingerprint(folder)}.bundle"
+    bundle = cache_folder() / f"{folder.name}-{_fingerprint(folder)}.bundle"
     if (bundle / MANIFEST).is_file():
         try:
             Bundle.open(bundle)
@@ -59,7 +59,8 @@ def bundle_of(checkpoint: str | os.PathLike[str]) -> Path:
     return made
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of what framert makes once and finds again; it need not exist."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)

@@ -39,6 +39,7 @@ def load(
     precision: str | None = None,
     impl: str | None = None,
     low_memory: bool = False,
+    provider: str | None = None,
     check_files: bool = True,
 ) -> "Pipeline":
     """Open a bundle.
@@ -55,6 +56,8 @@ def load(
         impl: of backend "triton" alone: "auto", "triton" or "reference" (plain torch on the CPU, to check with).
         low_memory: load and unload graph by graph, so that never two are in memory. Every request then loads each
             graph again, and the CPU packs no weights ahead; made for a model that otherwise would not fit.
+        provider: of backend "onnxruntime" alone: "cpu" (None is that), or "cuda" or "tensorrt", which need the extra
+            "gpu". A provider that cannot run is refused, never replaced.
         check_files: compare every file with its sha256 in the manifest.
     Raises: BundleError if the bundle is missing or damaged; BackendError if the backend cannot run it here;
         ConfigError for an option that the backend does not have.
@@ -67,10 +70,14 @@ def load(
     if backend == "auto":
         if precision is not None:
             raise ConfigError(f"precision is {precision!r} beside backend 'auto', which chooses it; name the backend")
+        if provider is not None:
+            raise ConfigError(f"provider is {provider!r} beside backend 'auto', which takes CPUs; name the backend")
         choice = choose(opened)
         backend, precision, reason = choice.backend, choice.precision, choice.reason
         _log.info("backend %s%s: %s", backend, f" in {precision}" if precision else "", reason)
-    made = backends.create(backend, opened, threads=threads, precision=precision, impl=impl, low_memory=low_memory)
+    made = backends.create(
+        backend, opened, threads=threads, precision=precision, impl=impl, low_memory=low_memory, provider=provider
+    )
     return Pipeline(opened, made, backend_reason=reason)
 
 
@@ -126,19 +133,19 @@ class Pipeline:
         captions: Sequence[str] | None = None,
         item: str | None = None,
         cameras: Cameras | None = None,
+        boxes: Mapping[str, Sequence[float]] | None = None,
+        extend: Sequence[int] | None = None,
         negative_prompt: str = "",
         steps: int | None = None,
         guidance: float | None = None,
+        image_guidance: float | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         noise: Floats | None = None,
         solver: str = "euler",
-        boxes: Mapping[str, Sequence[float]] | None = None,
-        extend: Sequence[int] | None = None,
         reuse: int = 1,
         count: int = 1,
         progress: bool = False,
-        image_guidance: float | None = None,
         on_step: OnStep | None = None,
     ) -> Any:
         """Run a task. None means the task's own value (``framert tasks`` lists them).
@@ -170,19 +177,19 @@ class Pipeline:
             captions=captions,
             item=item,
             cameras=cameras,
+            boxes=boxes,
+            extend=extend,
             negative_prompt=negative_prompt,
             steps=steps,
             guidance=guidance,
+            image_guidance=image_guidance,
             size=size,
             seed=seed,
             noise=noise,
             solver=solver,
-            boxes=boxes,
-            extend=extend,
             reuse=reuse,
             on_step=on_step,
         )
-            image_guidance=image_guidance,
         return self._run(request, prompt, count, progress)
 
     def generate(
@@ -196,6 +203,7 @@ class Pipeline:
         negative_prompt: str = "",
         steps: int | None = None,
         guidance: float | None = None,
+        image_guidance: float | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         noise: Floats | None = None,
@@ -203,7 +211,6 @@ class Pipeline:
         reuse: int = 1,
         count: int = 1,
         progress: bool = False,
-        image_guidance: float | None = None,
         on_step: OnStep | None = None,
     ) -> Any:
         """Run any composition of frames under a raw prompt, task tokens included.
@@ -223,6 +230,7 @@ class Pipeline:
             negative_prompt=negative_prompt,
             steps=steps,
             guidance=guidance,
+            image_guidance=image_guidance,
             size=size,
             seed=seed,
             noise=noise,
@@ -230,7 +238,6 @@ class Pipeline:
             reuse=reuse,
             on_step=on_step,
         )
-            image_guidance=image_guidance,
         return self._run(request, prompt, count, progress)
 
     def velocity(
@@ -249,6 +256,9 @@ class Pipeline:
             samples: (batch, frames, channels, h, w) latents.
             timesteps: (frames,) noise levels in 0..1000.
             text: (batch, length, text_width) hidden states. text_mask: (batch, length), 1 where text is.
+            pooled: (batch, pooled_width), where the model takes it; None is zeros.
+            conditions: (batch, condition_channels, h, w), latents of a picture and the mask, where the model has
+                channels for them; None shows no picture.
         Returns: (batch, frames, channels, h, w) float32.
         Raises: ShapeError if shapes disagree.
         """
@@ -256,13 +266,12 @@ class Pipeline:
             self._backend,
             self._components,
             self.manifest,
-            pooled: (batch, pooled_width), where the model takes it; None is zeros.
-            conditions: (batch, condition_channels, h, w), latents of a picture and the mask, where the model has
-                channels for them; None shows no picture.
             _floats("samples", samples),
             _floats("timesteps", timesteps),
             _floats("text", text),
             np.asarray(text_mask),
+            None if pooled is None else _floats("pooled", pooled),
+            None if conditions is None else _floats("conditions", conditions),
         )
 
     def _run(self, request: Request, prompt: str | Sequence[str], count: int, progress: bool) -> Any:
@@ -270,8 +279,6 @@ class Pipeline:
         requests = _expand(request, prompt, count)
         with _Progress(requests, progress) as shown:
             tickets: list[Ticket] = []
-            None if pooled is None else _floats("pooled", pooled),
-            None if conditions is None else _floats("conditions", conditions),
             try:
                 tickets.extend(self._engine.submit(item) for item in shown)
                 results: list[Result] = [ticket.result() for ticket in tickets]

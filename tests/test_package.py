@@ -53,12 +53,12 @@ def export_strings(path):
 def beyond_the_contract(path):
     """Return the modules of runtime beyond the contract that are imported, or named in a string.
 
-    The contract is bundle, manifest and errors; and the backends by name with what they offer: export measures a
-    new bundle on the backend that is to run it.
+    The contract is bundle, manifest and errors; the sizes that engines are built for, here or when they first run; and
+    the backends by name with what they offer: export measures a new bundle on the backend that is to run it.
     """
     named = [text for text in strings(path) if re.fullmatch(r"[\w.]+", text)]
     runtime = [name for name in (*(name for name, _ in imports(path)), *named) if name.startswith("framert.runtime")]
-    contract = r"framert\.runtime(\.(bundle|manifest|errors|backends\.base)(\..*)?|\.backends)?"
+    contract = r"framert\.runtime(\.(bundle|manifest|errors|profiles|backends\.base)(\..*)?|\.backends)?"
     return [name for name in runtime if not re.fullmatch(contract, name)]
 
 

@@ -17,6 +17,7 @@ def create(
     precision: str | None = None,
     impl: str | None = None,
     low_memory: bool = False,
+    provider: str | None = None,
 ) -> Backend:
     """Return the named backend on a bundle, which is never replaced by another.
 
@@ -24,10 +25,14 @@ def create(
     """
     if impl is not None and name != "triton":
         raise ConfigError(f"impl is {impl!r}, which only backend 'triton' takes; leave it out for {name!r}")
+    if provider is not None and name != "onnxruntime":
+        raise ConfigError(f"provider is {provider!r}, which only backend 'onnxruntime' takes; leave it out")
     if name == "onnxruntime":
         from framert.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(bundle, threads=threads, precision=precision, low_memory=low_memory)
+        return OnnxRuntimeBackend(
+            bundle, threads=threads, precision=precision, low_memory=low_memory, provider=provider or "cpu"
+        )
     if name == "openvino":
         from framert.runtime.backends.openvino import OpenVinoBackend
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the reference backend, on any CPU it runs on."""
+"""ONNX Runtime: the reference backend, on any CPU it runs on; and on NVIDIA GPUs through its providers."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -6,9 +6,13 @@ from typing import Any, TypeVar
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, first_line, give_back_memory
+from framert.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceDenoiser
+from framert.runtime.backends.providers import check_provider, check_session, provider_list
 from framert.runtime.bundle import Bundle
-from framert.runtime.errors import BackendError
+from framert.runtime.errors import BackendError, FramertError
+from framert.runtime.profiles import Capacity
 from framert.runtime.tables import Tables
+from framert.runtime.windows import WINDOWS, windows
 
 Output = TypeVar("Output")
 FLOAT8 = "float8e4m3fn"  # as the manifest calls it
@@ -22,13 +26,21 @@ class OnnxRuntimeBackend:
         threads: threads inside an operator; None is one per physical core.
         precision: None; it runs every graph in the precision it was exported in.
         low_memory: hold one graph at a time, on its memory-mapped weights, and give memory back between graphs.
-    Raises: BackendError if onnxruntime is missing or the bundle is made for something else.
+        provider: "cpu"; "cuda" or "tensorrt" where the installed onnxruntime has them. TensorRT's engines are built
+            when a graph is first loaded, for ``Capacity()``, and kept in framert's cache.
+    Raises: BackendError if onnxruntime or the provider is missing, or the bundle is made for something else.
     """
 
     name = "onnxruntime"
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None, precision: str | None = None, low_memory: bool = False
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None,
+        precision: str | None = None,
+        low_memory: bool = False,
+        provider: str = "cpu",
     ) -> None:
         if precision is not None:
             raise BackendError(
@@ -43,6 +55,8 @@ class OnnxRuntimeBackend:
             ) from error
         check_threads(threads)
         check_kind(bundle, self.name)
+        check_provider(onnxruntime, provider, bundle)
+        self._provider = provider
         self._bundle = bundle
         self._runtime = onnxruntime
         self._low_memory = low_memory
@@ -69,11 +83,20 @@ class OnnxRuntimeBackend:
                     give_back_memory()
                 path = self._bundle.graph_path(graph)
                 try:
-                    self._sessions[graph] = self._runtime.InferenceSession(
-                        path, self._options, providers=["CPUExecutionProvider"]
+                    session = self._runtime.InferenceSession(
+                        path,
+                        self._options,
+                        providers=provider_list(
+                            self._provider, self._bundle, graph, self._runtime.__version__, Capacity()
+                        ),
+                        enable_fallback=0,  # or it would run on the CPU after a line on stdout
                     )
+                except FramertError:
+                    raise
                 except Exception as error:  # onnxruntime raises its own types, all from Exception
                     raise BackendError(f"onnxruntime cannot load {path}: {first_line(error)}") from error
+                check_session(session, self._provider, graph)
+                self._sessions[graph] = session
             return self._sessions[graph]
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -95,8 +118,20 @@ class OnnxRuntimeBackend:
         except Exception as error:
             raise BackendError(f"onnxruntime failed in the graph {graph}: {first_line(error)}") from error
 
-    def denoiser(self) -> "OnnxRuntimeDenoiser":
-        return OnnxRuntimeDenoiser(self, self._bundle)
+    def denoiser(self) -> "OnnxRuntimeDenoiser | OnnxRuntimeDeviceDenoiser":
+        if self._provider == "cpu":
+            return OnnxRuntimeDenoiser(self, self._bundle)
+        return OnnxRuntimeDeviceDenoiser(self, self._bundle, "cuda")
+
+    def value(self, array: Array, device: str) -> Any:
+        """Return a copy of an array as onnxruntime's own value on a device, "cpu" or "cuda".
+
+        Raises: BackendError if it does not fit.
+        """
+        try:
+            return self._runtime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        except Exception as error:
+            raise BackendError(f"onnxruntime has no room on {device}: {first_line(error)}") from error
 
 
 class OnnxRuntimeDenoiser(HostArenas):
@@ -105,13 +140,14 @@ class OnnxRuntimeDenoiser(HostArenas):
     def __init__(self, backend: OnnxRuntimeBackend, bundle: Bundle) -> None:
         super().__init__(bundle.manifest)
         self._backend = backend
+        self._windows = set(WINDOWS) <= set(bundle.manifest.graphs["denoiser"].inputs)
         self._tables: dict[str, Array] = {}
 
     def padded(self, tokens: int) -> int:
         return tokens  # every count is dynamic on the CPU, so nothing is padded
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
-        self._tables = tables.arrays()
+        self._tables = tables.arrays() | (windows(tables) if self._windows else {})
         self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:

@@ -71,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how to run it")
     how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
     how.add_argument(
+        "--provider", metavar="NAME", help="what backend onnxruntime runs on: cpu (default), cuda or tensorrt"
+    )
+    how.add_argument(
         "--precision",
         metavar="NAME",
         help="of a bundle: what the backend computes in, where it has a choice; of a checkpoint: what to export it in",
@@ -101,7 +104,14 @@ def run(arguments: argparse.Namespace) -> int:
         if reference is not None:
             _check_reference(arguments.reference, plan)
         precision = None if exported is not None else arguments.precision  # a checkpoint was exported in it
-        opener = partial(load, bundle, backend=arguments.backend, threads=arguments.threads, precision=precision)
+        opener = partial(
+            load,
+            bundle,
+            backend=arguments.backend,
+            threads=arguments.threads,
+            precision=precision,
+            provider=arguments.provider,
+        )
         report = measure(opener, reference, plan, environment, say)
     if exported is not None:
         first = report.rows[0]

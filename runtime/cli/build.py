@@ -10,16 +10,20 @@ from typing import Any
 from tqdm import tqdm
 
 from framert.runtime.cli.lazy import export_module
+from framert.runtime.errors import ConfigError
 
 NAME = "build"
 SUMMARY = "build TensorRT engines of a bundle"
 DESCRIPTION = """Build a TensorRT engine of every graph of a bundle, and write them as a bundle of their own, which
 appears whole or not at all. TensorRT builds for the GPU of the machine; TensorRT-RTX needs none and builds for several
-at once. Needs the extras framert[export] and framert[tensorrt] or framert[tensorrt-rtx]."""
+at once. For ONNX Runtime's TensorRT provider, which builds engines when they first run, --backend onnxruntime writes
+the graphs in a form that TensorRT takes whole. Needs the extras framert[export] and framert[tensorrt] or
+framert[tensorrt-rtx]."""
 EPILOG = """examples:
   framert build blocks.bundle --target sm_89 -o blocks.sm_89
   framert build blocks.bundle --target sm_86 --target sm_89 --backend tensorrt-rtx -o blocks.rtx
-  framert build blocks.bundle --target sm_87 --precision fp16 --tokens 128,512 --sequences 4 -o blocks.orin"""
+  framert build blocks.bundle --target sm_87 --precision fp16 --tokens 128,512 --sequences 4 -o blocks.orin
+  framert build blocks.bundle --backend onnxruntime --precision fp16 -o blocks.padded"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         action="append",
-        required=True,
         metavar="sm_NN",
         help="compute capability, such as sm_89; repeatable",
     )
-    parser.add_argument("--backend", default="tensorrt", help="tensorrt (default) or tensorrt-rtx")
+    parser.add_argument("--backend", default="tensorrt", help="tensorrt (default), tensorrt-rtx or onnxruntime")
     parser.add_argument("--precision", metavar="P", help="cast fp32 graphs to fp16 or bf16 (default: leave them)")
     sizes = parser.add_argument_group("sizes the engines are made for")
     sizes.add_argument(
@@ -82,6 +85,10 @@ def buckets(text: str) -> tuple[int, ...]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.backend == "onnxruntime":
+        return _write_padded(arguments)
+    if not arguments.target:
+        raise ConfigError("--target is missing; give a compute capability such as --target sm_89")
     builder = export_module("tensorrt.builder", NAME)
     profiles = export_module("tensorrt.profiles", NAME)
     timing = export_module("tensorrt.timing", NAME)
@@ -108,6 +115,25 @@ def run(arguments: argparse.Namespace) -> int:
         say=lambda line: tqdm.write(line, file=sys.stderr),
     )
     print(json.dumps([asdict(one) for one in built], indent=1) if arguments.json else _table(built))
+    return 0
+
+
+def _write_padded(arguments: argparse.Namespace) -> int:
+    own = {"bundle", "output", "backend", "precision", "force", "quiet", "json", "verbose", "command", "parser"}
+    default = {name: arguments.parser.get_default(name) for name in vars(arguments)}
+    given = [name for name, value in vars(arguments).items() if name not in own and value != default[name]]
+    if given:
+        raise ConfigError(
+            f"--{given[0].replace('_', '-')} is for engines, which ONNX Runtime builds when they first run; omit it"
+        )
+    written = export_module("tensorrt.padded", NAME).write_padded(
+        arguments.bundle,
+        arguments.output,
+        precision=arguments.precision,
+        force=arguments.force,
+        progress=not arguments.quiet,
+    )
+    print(json.dumps({"bundle": str(written)}) if arguments.json else written)
     return 0
 
 

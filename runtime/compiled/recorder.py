@@ -17,11 +17,11 @@ from framert.runtime.compiled.format import STEPPED, Conditioning, Phase
 from framert.runtime.compiled.safetensors_file import WORDS
 from framert.runtime.errors import CompiledRequestError
 from framert.runtime.tables import Tables
+from framert.runtime.windows import WINDOWS, windows
 
 QUIET_NAN = 0x7FC00000  # a float32; its low bits say which picture's latents stand there. No other latent is NaN
 STATE = ("latents", "history")  # denoiser's inputs that are its own outputs of the call before
 MODULATION = "modulation"
-WINDOWS = ("window", "text_window")  # what engines with padded attention take besides: see windows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +188,6 @@ class Recorder:
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(_finished(calls, first=number == 0) for number, calls in enumerate(self._phases))
-
-
-def windows(tables: Tables) -> dict[str, Array]:
-    """Return 0, 1, .. up to the longest sequence and the longest text: their lengths tell padded attention how far."""
-    longest = int(max(tables.q_range[:, 1].max(), tables.kv_range[:, 1].max()))
-    text = int(max(1, tables.text_range[:, 1].max()))
-    return {name: np.arange(length, dtype=np.int32) for name, length in zip(WINDOWS, (longest, text), strict=True)}
 
 
 def _finished(calls: _Calls, *, first: bool) -> Phase:

@@ -1,0 +1,68 @@
+"""A bundle with padded attention: the same pictures on ONNX Runtime, and graphs that TensorRT takes whole."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("torch")
+
+import framert
+from framert.export.tensorrt.padded import write_padded
+from framert.runtime.bundle import Bundle
+from framert.runtime.cli import main
+from framert.runtime.compiled.compiler import compile_requests
+from framert.runtime.errors import BundleError, ConfigError
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+@pytest.fixture(scope="module")
+def padded(golden_bundle, tmp_path_factory):
+    return write_padded(golden_bundle, tmp_path_factory.mktemp("padded") / "golden.padded", progress=False)
+
+
+def test_it_makes_the_same_pictures(padded, golden_bundle):
+    call = {"images": [GOLDEN / "input_0.png"], "size": (48, 32), "steps": 2, "seed": 1}
+    first = framert.load(golden_bundle, threads=1).run("image_to_depth", **call)
+    second = framert.load(padded, threads=1).run("image_to_depth", **call)
+    error = np.linalg.norm(first.latents - second.latents) / np.linalg.norm(first.latents)
+    assert error < 1e-4  # the bound of golden latents: products of other shapes round otherwise
+
+
+def test_nothing_of_the_loop_is_left(padded):
+    model = onnx.load(padded / "denoiser.onnx", load_external_data=False)
+    assert not model.functions
+    assert not {"Loop", "FrameAttention", "ConcatFromSequence"} & {node.op_type for node in model.graph.node}
+    graph = Bundle.open(padded).manifest.graphs["denoiser"]
+    assert {"window", "text_window"} < set(graph.inputs)
+    assert graph.inputs["window"].shape == ("longest",)
+
+
+def test_a_request_compiled_for_the_source_fits(padded, golden_bundle):
+    request = framert.Request(task="text_to_image", prompt="a cube", size=(32, 32), steps=1)
+    compile_requests(Bundle.open(golden_bundle), [request]).check_bundle(Bundle.open(padded))
+
+
+def test_half_precision_is_in_the_graphs(golden_bundle, tmp_path):
+    out = tmp_path / "half"
+    assert main(["build", str(golden_bundle), "--backend=onnxruntime", "--precision=fp16", "-o", str(out)]) == 0
+    manifest = Bundle.open(out).manifest
+    assert {graph.precision for graph in manifest.graphs.values()} == {"float16"}
+
+
+def test_bad_calls(padded, golden_bundle, tmp_path, capsys):
+    with pytest.raises(BundleError, match="padded attention already"):
+        write_padded(padded, tmp_path / "twice", progress=False)
+    with pytest.raises(ConfigError, match="precision is 'int8'"):
+        write_padded(golden_bundle, tmp_path / "int8", precision="int8", progress=False)
+    with pytest.raises(BundleError, match="exists"):
+        write_padded(golden_bundle, padded, progress=False)
+    out = str(tmp_path / "out")
+    for word, says in (("--target=sm_87", "--target is for engines"), ("--tokens=8,16", "--tokens is for engines")):
+        assert main(["build", str(golden_bundle), "--backend=onnxruntime", word, "-o", out]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["build", str(golden_bundle), "-o", out]) == 2
+    assert "--target is missing" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
