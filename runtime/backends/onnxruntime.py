@@ -8,6 +8,7 @@ from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, first_line, give_back_memory
 from framert.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceDenoiser
 from framert.runtime.backends.providers import check_provider, check_session, provider_list
+from framert.runtime.backends.query_pieces import pieces
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, FramertError
 from framert.runtime.profiles import Capacity
@@ -140,6 +141,9 @@ class OnnxRuntimeDenoiser(HostArenas):
     def __init__(self, backend: OnnxRuntimeBackend, bundle: Bundle) -> None:
         super().__init__(bundle.manifest)
         self._backend = backend
+        self._heads = bundle.manifest.model.heads
+        # where text tokens are part of a sequence, the graph makes its keys' ranges from those of the queries
+        self._joint = "text_source" in bundle.manifest.graphs["denoiser"].inputs
         self._windows = set(WINDOWS) <= set(bundle.manifest.graphs["denoiser"].inputs)
         self._tables: dict[str, Array] = {}
 
@@ -148,6 +152,8 @@ class OnnxRuntimeDenoiser(HostArenas):
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
         self._tables = tables.arrays() | (windows(tables) if self._windows else {})
+        if not (self._joint or self._windows):
+            self._tables |= pieces(tables, self._heads)
         self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:
