@@ -57,8 +57,6 @@ class OnnxRuntimeDeviceDenoiser(HostArenas):
         if set(WINDOWS) <= set(self._inputs):
             arrays |= windows(tables)
         self._values |= {name: self._put(array) for name, array in arrays.items()}
-        self._values.pop("row", None)  # of another number of frames
-        self._values.pop("update", None)
         self._places = [{name: self._put(array) for name, array in zip(STATE, (latents, history), strict=True)}]
         self._places.append({name: self._put(np.zeros_like(latents)) for name in STATE})
         self._velocity = self._put(np.zeros_like(latents))
@@ -69,8 +67,9 @@ class OnnxRuntimeDeviceDenoiser(HostArenas):
             self._values[name] = self._put(self.arenas[name])
         self._fresh.clear()
         for name, array in (("row", row), ("update", update)):
-            if name in self._values:
-                self._values[name].update_inplace(np.ascontiguousarray(array))
+            held = self._values.get(name)
+            if held is not None and tuple(held.shape()) == array.shape:
+                held.update_inplace(np.ascontiguousarray(array))
             else:
                 self._values[name] = self._put(array)
         now, after = self._places[self._now], self._places[1 - self._now]

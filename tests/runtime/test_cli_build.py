@@ -106,7 +106,7 @@ def test_results_go_to_stdout_and_lines_to_stderr(call: Any, calls: list[dict[st
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a", "-o", "b"], "the following arguments are required: --target"),
+        (["a", "-o", "b"], "--target is missing; give a compute capability"),
         (["a", "--target", "sm_89"], "the following arguments are required: -o/--output"),
         (
             ["a", "-o", "b", "--target", "sm_89", "--tokens", "1,x"],
