@@ -38,3 +38,8 @@ class Composition:
     steps: int = 50
     guidance: float = 4.0
     size_rule: SizeRule = "native"
+
+    @property
+    def first(self) -> Image.Image | None:
+        """The given picture whose shape the result takes where the caller gives no size."""
+        return self.images[0] if self.images else None

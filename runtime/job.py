@@ -149,8 +149,7 @@ def _size(request: Request, composition: Composition, manifest: Manifest) -> tup
     model = manifest.model
     if request.size is not None:
         size = check_size(request.size, model.multiple, model.max_side)
-    elif composition.size_rule == "aspect" and composition.images:
-        first = composition.images[0]
+    elif composition.size_rule == "aspect" and (first := composition.first) is not None:
         size = _within(aspect_size(first.width, first.height, manifest.native_side, model.multiple), model)
     else:
         size = (manifest.native_side, manifest.native_side)

@@ -34,13 +34,15 @@ def find_task(name: str, family: str = DEFAULT, manifest: Manifest | None = None
     if isinstance(name, str) and name in tasks:
         return tasks[name]
     known = f"the tasks are {', '.join(tasks)}"
-    for other in FAMILIES.values():
-        if isinstance(name, str) and name in other.tasks():
-            lacking = "lacks what it takes" if other.name == family else f"is of the family {family}"
-            raise TaskError(
-                f"{name!r} is a task of {other.name}, and this bundle {lacking}; {known}: use one of them, or a bundle "
-                "that has it (framert tasks BUNDLE)"
-            )
+    owners = [other.name for other in FAMILIES.values() if isinstance(name, str) and name in other.tasks()]
+    if owners:
+        owner, lacking = owners[0], f"is of the family {family}"
+        if family in owners:
+            owner, lacking = family, "lacks what it takes"
+        raise TaskError(
+            f"{name!r} is a task of {owner}, and this bundle {lacking}; {known}: use one of them, or a bundle that has "
+            "it (framert tasks BUNDLE)"
+        )
     close = difflib.get_close_matches(str(name), tasks, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "use one of them, or generate() for other frames."
     raise TaskError(f"there is no task {name!r}; {known}: {hint}")

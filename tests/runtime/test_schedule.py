@@ -1,6 +1,7 @@
 """The schedule against the recorded calls."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,23 @@ def test_matches_recorded_sigmas(name):
     np.testing.assert_allclose(schedule.condition_level, call["timesteps"][-1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [3.0, 1.0, 6.5])
+@pytest.mark.parametrize("steps", [1, 2, 28, 1000])
+def test_a_static_shift_is_that_of_stable_diffusion_3(shift, steps):
+    """The published scheduler, whose own float32 is the tolerance; the number of tokens plays no part."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    for tokens in (16, 4096):
+        schedule = Schedule.build(replace(SPEC, static_shift=shift), steps, tokens)
+        np.testing.assert_allclose(schedule.sigmas, scheduler.sigmas.numpy(), rtol=2e-6)
+        np.testing.assert_allclose(schedule.scale * schedule.sigmas[:-1], scheduler.timesteps.numpy(), rtol=2e-6)
+
+
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, static_shift=3.0)], ids=["by tokens", "static"])
 @pytest.mark.parametrize("steps", [1, 2, 50, 1000])
-def test_goes_down_from_one_to_zero(steps):
-    schedule = Schedule.build(SPEC, steps, 1024)
+def test_goes_down_from_one_to_zero(steps, spec):
+    schedule = Schedule.build(spec, steps, 1024)
     assert schedule.steps == steps
     assert schedule.sigmas[0] == 1.0
     assert schedule.sigmas[-1] == 0.0

@@ -1,6 +1,6 @@
 """Properties of the packed tables, and the arena's bookkeeping."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -101,6 +101,50 @@ def test_a_cache_without_skipping_only_moves_keys():
         np.testing.assert_array_equal(getattr(moved, name), getattr(plain, name))
     np.testing.assert_array_equal(moved.kv_index, [*range(8, 16), *range(8)])
     np.testing.assert_array_equal(moved.kv_range, [(8, 8), (0, 8)])
+
+
+def shown(frames, height, width, pictures):
+    """A member whose branches read its own conditions where ``pictures`` says so."""
+    member = Member(frames, height, width, len(pictures))
+    member.branches = tuple(
+        replace(branch, picture=seen) for branch, seen in zip(member.branches, pictures, strict=True)
+    )
+    member.conditions = np.random.default_rng(width).standard_normal((height * width, 5)).astype(np.float32)
+    return member
+
+
+@pytest.mark.parametrize("padding", [0, 9])
+def test_a_layout_carries_text_and_conditions(padding):
+    members = [shown(1, 2, 3, (True, True, False)), shown(1, 1, 2, (False, False)), shown(1, 3, 1, (True,))]
+    blank = np.arange(5, dtype=np.float32)
+    layout = tables.Layout(blank=blank, carries_text=True, centred_in=8)
+    count = sum(tables.token_count(member) for member in members)
+    built = tables.build(members, guidance_branches=4, tokens=count + padding, layout=layout)
+    # what is shown: the blank row, then the pictures of those that show any
+    expected = np.concatenate([blank[None], members[0].conditions, members[2].conditions])
+    np.testing.assert_array_equal(built.conditions, expected)
+    rows = [*range(1, 7), *range(1, 7), *[0] * 6, *[0] * 4, *range(7, 10), *[0] * padding]
+    np.testing.assert_array_equal(built.condition_source, rows)
+    # text: each sequence carries its own rows of the arena, in order, under its own frame
+    lengths = [3, 4, 5, 3, 4, 3, *([0] if padding else [])]
+    begins = np.cumsum(lengths) - lengths
+    np.testing.assert_array_equal(built.text_range, np.stack([begins, lengths], axis=1))
+    branches = [branch for member in members for branch in member.branches]
+    arena = np.concatenate([np.arange(one.text_begin, one.text_begin + one.text_length) for one in branches])
+    np.testing.assert_array_equal(built.text_source, arena)
+    np.testing.assert_array_equal(built.text_frame, np.repeat(np.arange(6), lengths[:6]))
+    assert built.frame.max() + 1 == built.frames == 6 + bool(padding)
+    # the grid lies in the middle of 8 x 8
+    np.testing.assert_array_equal(built.position[:6], [(0, 3 + token // 3, 2 + token % 3) for token in range(6)])
+    assert set(built.arrays()) == {item.name for item in fields(built)} - {"frames", "kv_index"}
+
+
+def test_the_plain_layout_has_none_of_it():
+    built = tables.build([Member(2, 3, 5, 2)], guidance_branches=4)
+    carried = {"conditions", "condition_source", "text_source", "text_frame", "kv_index"}
+    assert set(built.arrays()) == {item.name for item in fields(built)} - {"frames"} - carried
+    text_alone = tables.build([Member(1, 3, 5, 2)], guidance_branches=4, layout=tables.Layout(carries_text=True))
+    assert set(text_alone.arrays()) & carried == {"text_source", "text_frame"}
 
 
 def test_arena_shares_keys_and_never_overlaps():

@@ -43,6 +43,11 @@ class Picture(Composition):
     boxes: Mapping[str, Box] = field(default_factory=dict)
     image_guidance: float | None = None
 
+    @property
+    def first(self) -> Image.Image | None:
+        given = self.images or self.references
+        return given[0] if given else None
+
 
 def plan(row: ChannelTask, tasks: Mapping[str, ChannelTask], request: Request) -> Picture:
     """Compose a task, one of ``tasks``. Raises: TaskError for arguments it does not take or lacks; ImageError."""
@@ -159,7 +164,8 @@ def check_boxes(boxes: object) -> dict[str, Box]:
         left, top, right, bottom = (round(float(value)) for value in numbers)
         if not (0 <= left < right and 0 <= top < bottom):
             raise TaskError(
-                f"boxes gives {thing!r} {tuple(values)}; left and top must be at least 0 and before the others"
+                f"boxes gives {thing!r} {tuple(values)}; give left, top, right, bottom from 0, left before right and "
+                "top before bottom"
             )
         found[thing.strip() if isinstance(thing, str) else thing] = (left, top, right, bottom)
     if len(found) < len(boxes):
