@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import asdict
+from typing import Any
 
 from framert.runtime import backends, doctor
 from framert.runtime.backends.base import ENGINES
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             except OSError as error:
                 raise BundleError(f"cannot write {bundle.path}/manifest.json: {error.strerror}") from error
     if arguments.json:
-        extra = {"bundle": {name: asdict(one) for name, one in found.items()}} if found else {}
+        extra: dict[str, Any] = {"bundle": {name: asdict(one) for name, one in found.items()}} if found else {}
         extra |= {"engines": {"usable": not refusal, "why": refusal}} if engines else {}
         print(json.dumps(report.to_json() | extra, indent=1))
     else:

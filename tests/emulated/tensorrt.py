@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,6 +87,7 @@ class Trt:
         self.cuda, self.rtx, self.capturable = cuda, rtx, capturable
         self.__version__ = version
         self.creators: dict[tuple[str, str], Any] = {}
+        self.libraries: list[str] = []  # loaded
         self.engines = 0  # alive
         self.most_engines = 0
         self.contexts = 0  # made
@@ -96,7 +98,13 @@ class Trt:
             key = (namespace, creator.name)
             return self.creators.setdefault(key, creator) is creator
 
-        return SimpleNamespace(register_creator=register_creator)
+        def load_library(path: str) -> str | None:
+            if not Path(path).is_file():
+                return None
+            self.libraries.append(path)
+            return path
+
+        return SimpleNamespace(register_creator=register_creator, load_library=load_library)
 
     @staticmethod
     def PluginField(name: str, data: Any = None, kind: Any = None) -> Any:

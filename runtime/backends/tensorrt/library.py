@@ -34,7 +34,7 @@ NAMES = {
     "IPluginRegistry": ("load_library", "register_creator"),
     "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "ILogger": ("Severity",),
-    "TensorIOMode": ("INPUT", "OUTPUT"),
+    "TensorIOMode": ("INPUT",),
     "TensorLocation": ("DEVICE",),
 }  # fmt: skip
 # What TensorRT-RTX has beside, where it compiles kernels when a shape is first seen.

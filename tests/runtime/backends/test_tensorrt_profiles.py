@@ -1,0 +1,174 @@
+"""Which profile takes a call, what it is padded to, and how sizes are refused."""
+
+import re
+
+import numpy as np
+import pytest
+
+from framert.runtime import tables
+from framert.runtime.arena import Arena
+from framert.runtime.backends.tensorrt.limits import EngineLimits
+from framert.runtime.backends.tensorrt.profiles import Profiles
+from framert.runtime.backends.tensorrt.shapes import CallSizes
+from framert.runtime.errors import BackendError
+from framert.runtime.tables import BranchRows
+
+PLUGIN = [
+    {"tokens": (1, n, n), "slots": (1, n // 2, n), "sequences": (1, 2, 40), "frames": (1, 4, 64), "rows": (1, 8, 64),
+     "capacity": (1, 64, 512)}
+    for n in (256, 1024)
+]  # fmt: skip
+PADDED = [
+    {**PLUGIN[0], "sequences": (1, 2, 3), "longest": (1, 128, 128), "text_longest": (1, 64, 300)},
+    {**PLUGIN[1], "sequences": (1, 2, 3), "longest": (1, 512, 512), "text_longest": (1, 64, 300)},
+    {**PLUGIN[1], "sequences": (1, 8, 8), "longest": (1, 256, 256), "text_longest": (1, 64, 300)},
+]
+
+
+def profiles(denoiser):
+    side = {"height": (16, 64, 512), "width": (16, 64, 512)}
+    table = {
+        "denoiser": denoiser,
+        "vae_encoder": [side],
+        "vae_decoder": [{f"latent_{name}": (2, 8, 64) for name in side}],
+    }
+    return Profiles(table, "build it again: framert build X")
+
+
+class Member:
+    conditions = None
+
+    def __init__(self, frames, height, width, branches, text=5):
+        self.frames, self.height, self.width = frames, height, width
+        self.branches = tuple(BranchRows(0, text, 0, 1.0) for _ in range(branches))
+
+
+def packed(sizes, *members):
+    count = sum(tables.token_count(member) for member in members)
+    return tables.build(members, guidance_branches=4, tokens=sizes.padded(count))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen"),
+    [
+        ({"tokens": 1}, 0),
+        ({"tokens": 256, "sequences": 3, "longest": 128}, 0),
+        ({"tokens": 256, "sequences": 2, "longest": 129}, 1),
+        ({"tokens": 257, "sequences": 2, "longest": 300}, 1),
+        ({"tokens": 64, "sequences": 4, "longest": 16}, 2),
+    ],
+)
+def test_the_smallest_profile_that_takes_a_call(sizes, chosen):
+    assert profiles(PADDED).choose("denoiser", sizes) == chosen
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"tokens": 1025}, "1025 model tokens, guidance branches counted, and is built for 1 to 1024; build it again: "
+         "framert build X with --tokens 1025 or more"),
+        ({"tokens": 0}, "0 model tokens, guidance branches counted, and is built for 1 to 1024; build it again: "
+         "framert build X"),
+        ({"tokens": 64, "sequences": 9}, "9 sequences, one for each guidance branch and one for padding, and is built "
+         "for 1 to 8; build it again: framert build X with --sequences 9 or more"),
+        ({"tokens": 1024, "sequences": 5, "longest": 400, "frames": 2},
+         "asked for 1024 tokens, 5 sequences, 400 longest, 2 frames, and is built for up to 256 tokens, 3 sequences, "
+         "128 longest, 64 frames; or 1024 tokens, 3 sequences, 512 longest, 64 frames; or 1024 tokens, 8 sequences, "
+         "256 longest, 64 frames; build it again: framert build X for larger ones"),
+    ],
+    ids=["tokens", "none", "sequences", "together"],
+)  # fmt: skip
+def test_refusals_say_what_is_allowed(sizes, says):
+    with pytest.raises(BackendError) as caught:
+        profiles(PADDED).choose("denoiser", sizes)
+    assert str(caught.value) == f"denoiser was asked for {says.removeprefix('asked for ')}"
+
+
+@pytest.mark.parametrize("table", [PLUGIN, PADDED], ids=["plugin", "padded"])
+def test_buckets_are_fine_and_end_with_the_largest_profile(table):
+    sizes = CallSizes(profiles(table))
+    assert [sizes.padded(count) for count in (1, 64, 65, 256, 257, 1000, 1024)] == [64, 64, 128, 256, 264, 1024, 1024]
+    assert all(sizes.padded(count) <= 1.06 * count for count in range(256, 1025))
+    with pytest.raises(BackendError, match=re.escape("is built for 1 to 1024")):
+        sizes.padded(1025)
+
+
+def test_a_bucket_larger_than_the_profile_is_the_profile():
+    table = [{**PLUGIN[0], "tokens": (1, 250, 250), "slots": (1, 125, 250)}]
+    sizes = CallSizes(profiles(table))
+    assert (sizes.padded(200), sizes.padded(250)) == (250, 250)
+
+
+def test_keys_hold_what_shapes_follow_from():
+    sizes = CallSizes(profiles(PADDED))
+    key = sizes.key(packed(sizes, Member(1, 10, 10, 2)))  # 200 tokens, 56 of padding
+    assert (key.profile, key.tokens, key.slots, key.sequences) == (0, 256, 256, 3)
+    assert (key.longest, key.text_longest, key.frames) == (128, 64, 64)
+    lengths = sizes.lengths(key)
+    assert (lengths["slots"], lengths["longest"], lengths["frames"]) == (256, 128, 64)
+    same = sizes.key(packed(sizes, Member(1, 10, 11, 2, text=60)))
+    assert same == key  # another request of the bucket runs in the same captured call
+    assert sizes.key(packed(sizes, Member(1, 10, 10, 2, text=65))).text_longest == 128
+    assert sizes.key(packed(sizes, Member(1, 10, 20, 1))).profile == 1  # one sequence longer than half the bucket
+
+
+def test_a_plugins_keys_are_padded_in_sequences_and_have_no_windows():
+    sizes = CallSizes(profiles(PLUGIN))
+    few, many = (sizes.key(packed(sizes, *[Member(1, 2, 2, 2)] * count)) for count in (3, 12))
+    assert (few.sequences, few.longest, few.text_longest) == (16, 0, 0)
+    assert many.sequences == 40  # of the profile; 64 would be next
+    assert "longest" not in sizes.lengths(few)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("table", [PLUGIN, PADDED], ids=["plugin", "padded"])
+def test_what_check_allows_has_a_key_and_the_reverse(table, seed):
+    """The check at submission knows no tables, and must agree with what the tables need."""
+    sizes = CallSizes(profiles(table))
+    draw = np.random.default_rng(seed)
+    seen = set()
+    for _ in range(40):
+        members = [
+            Member(int(draw.integers(1, 4)), *draw.integers(1, 16, 2).tolist(), int(draw.integers(1, 4)))
+            for _ in range(draw.integers(1, 6))
+        ]
+        lengths = [tables.slot_count(member) for member in members for _ in member.branches]
+        frames = sum(member.frames * len(member.branches) for member in members)
+        outcomes = []
+        for attempt in (
+            lambda lengths=lengths, frames=frames: sizes.check(lengths, frames),
+            lambda members=members: sizes.key(packed(sizes, *members)),
+        ):
+            try:
+                attempt()
+                outcomes.append(True)
+            except BackendError:
+                outcomes.append(False)
+        assert outcomes[0] == outcomes[1], [(m.frames, m.height, m.width, len(m.branches)) for m in members]
+        seen.add(outcomes[0])
+    assert seen == {True, False}
+
+
+def test_limits_of_pictures_and_arenas():
+    limits = EngineLimits(profiles(PLUGIN), CallSizes(profiles(PLUGIN)), 8)
+    assert (limits.text, limits.rows) == (512, 64)
+    limits.check_size(512, 512, encodes=True)
+    with pytest.raises(BackendError, match="vae_encoder was asked for 528 pixels wide"):
+        limits.check_size(512, 528, encodes=True)
+    with pytest.raises(BackendError, match="vae_decoder was asked for 66 latent pixels high"):
+        limits.check_size(528, 512, encodes=False)
+
+
+def test_an_arena_grows_to_its_limit_and_makes_room_within():
+    arena = Arena(64, limit=100)
+    spans = [arena.acquire(number, 30) for number in range(3)]
+    assert arena.required == 100  # not 128
+    arena.capacity = 100
+    for span in spans:
+        span.fresh = False
+        arena.release(span)
+    fourth = arena.acquire("new", 40)  # evicts what nobody holds
+    assert (fourth.begin, arena.required) == (0, 100)
+    arena.acquire("beyond", 70)
+    assert arena.required == 110  # which the store refuses
+    assert Arena(1024, limit=300).capacity == 300
