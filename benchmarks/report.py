@@ -18,6 +18,7 @@ sys.path.append(str(ROOT / "benchmarks" / "blocks"))  # its files are scripts be
 
 import plots  # noqa: E402  # found beside this file
 from floors import format_table  # noqa: E402
+from quality_tables import quantizer_table, task_quality_table  # noqa: E402
 from tables import device_table, memory_table, precision_table, serve_table, step_table, triton_table  # noqa: E402
 
 from framert.runtime.errors import ConfigError, FramertError  # noqa: E402
@@ -52,6 +53,8 @@ def precision_block(root: Path) -> str:
 BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "step": step_table,
     "precision": precision_block,
+    "quality": task_quality_table,
+    "quantizers": quantizer_table,
     "scaling": lambda root: plots.picture("scaling", "seconds of a step against tokens, with the roofline", root),
     "kernels": partial(device_table, "kernels"),
     "denoiser": partial(device_table, "denoiser"),

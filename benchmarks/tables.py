@@ -105,7 +105,7 @@ def precision_table(root: Path) -> str:
         f"\n\nSize, memory and quality on {model.split()[0]}, {settings}; losses are paired with the reference "
         "scene by scene; PSNR is that of the worst task, velocities differ by a relative L2 distance. Steps and their "
         "speed are those of the random model in the table of one denoiser step. "
-        f"{first.device}; {_commits(quality)}."
+        f"{first.device}; {commits(quality)}."
     )
 
 
@@ -172,7 +172,7 @@ def serve_table(root: Path) -> str:
             f"{f'{near:.1f} dB' if near is not None else ''} |"
         )
     first = max(shown, key=lambda row: row.date)
-    return "\n".join(lines) + (f"\n\n{model.split()[0]}; {first.threads} threads of {first.device}; {_commits(shown)}.")
+    return "\n".join(lines) + (f"\n\n{model.split()[0]}; {first.threads} threads of {first.device}; {commits(shown)}.")
 
 
 def _pictures(psnr: list[Row], load: str) -> float | None:
@@ -199,7 +199,7 @@ def memory_table(root: Path) -> str:
     first = max(rows, key=lambda row: row.date)
     return "\n".join(lines) + (
         f"\n\nPublished configuration, random weights; {rest}. {first.threads} threads of {first.device}; "
-        f"{_commits(rows)}."
+        f"{commits(rows)}."
     )
 
 
@@ -254,7 +254,7 @@ def _model(row: Row) -> str:
     return row.case.rpartition("; ")[2]
 
 
-def _commits(rows: Iterable[Row]) -> str:
+def commits(rows: Iterable[Row]) -> str:
     """Return the commits the rows were measured at, which need not be one: each side has its newest row."""
     found = {row.commit: row.date[:10] for row in sorted(rows, key=lambda row: row.date)}
     return f"commit{'s' if len(found) > 1 else ''} " + ", ".join(f"{commit} ({date})" for commit, date in found.items())

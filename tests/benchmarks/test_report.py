@@ -189,6 +189,47 @@ def test_a_smaller_loss_that_is_beyond_the_limit_is_named(report: ModuleType, me
     assert "abs_rel of image_to_depth, **1 other beyond 1 %** |" in block(report, measured, "precision")
 
 
+def test_the_table_of_tasks_has_every_loss_with_its_interval(report: ModuleType, measured: Path) -> None:
+    task = f'"edit; {SCENES}; {MODEL}"'
+    lines = [f"quality,onnxruntime-fp32,{task},psnr,dB,1,27.04,1"]
+    lines += [
+        f"quality,openvino-bf16/onnxruntime-fp32,{task},psnr_{end}_ratio,x,1,{value},1"
+        for end, value in (("loss", -0.001), ("loss_low", -0.002), ("loss_high", 0.0005))
+    ]
+    append_rows(measured, "quality", lines)
+    found = block(report, measured, "quality").splitlines()
+    assert found[1] == "| task | metric, median of ONNX Runtime, fp32 | OpenVINO, bf16 | ONNX Runtime, int8 |"
+    assert found[3] == (
+        "| `image_to_depth` | abs_rel 0.04 | 0.10% (-1.90% to 2.10%) | 4.00% (2.00% to 6.00%) **beyond 1 %** |"
+    )
+    assert "| `edit` | psnr 27 dB | -0.10% (-0.20% to 0.05%) |  |" in found
+    assert "blocks, 32 scenes of 64 pixels from 0, 12 steps." in found[-2]
+
+
+def test_quantizers_stand_side_by_side(report: ModuleType, project: Path) -> None:
+    lines = []
+    for side, factor in (("framert", 1), ("nncf-products 3.4.0", 2)):
+        for state, more in (("as trained", 1), ("planted outliers", 3)):
+            rest = f"20 steps; {state}; {MODEL}"
+            lines += [
+                f"quantizers,{side},noise {level}; {rest},velocity_error,1,1,{error * factor * more},1"
+                for level, error in ((1.0, 0.01), (0.1, 0.02))
+            ]
+            lines += [f"quantizers,{side},noise 1.0; {rest},velocity_error_largest,1,1,9,1"]
+            lines += [f'quantizers,{side},"a, b; {rest}",latents_psnr,dB,1,{50 / factor / more},1']
+            lines += [f"quantizers,{side},three requests packed; {rest},packed_psnr,dB,1,{100 / factor},1"]
+    lines += [f"quantizers,modelopt 0.47.0,noise 1.0; 20 steps; as trained; {MODEL},velocity_error,1,1,0.05,1"]
+    write_rows(project, "quantizers", lines)
+    stale = f"quantizers,modelopt 0.47.0,noise 1.0; 4 steps; as trained; {MODEL},velocity_error,1,1,0.9,1"
+    append_rows(project, "quantizers", [stale], REST.replace("2026", "2025"))
+    found = block(report, project, "quantizers").splitlines()
+    assert found[3] == "| **framert**: per-token scales | 1.0% to 2.0% | 50.0 dB | yes | 3.0% to 6.0% | 16.7 dB |"
+    assert found[4] == (
+        "| NNCF, framert's products (3.4.0) | 2.0% to 4.0% | 25.0 dB | to 50 dB | 6.0% to 12.0% | 8.3 dB |"
+    )
+    assert found[5] == "| ModelOpt SmoothQuant, framert's products (0.47.0) | 5.0% to 5.0% |  |  |  |  |"
+
+
 def test_the_step_table_has_our_other_sides(report: ModuleType, measured: Path) -> None:
     text = block(report, measured, "step")
     assert "| **framert**, OpenVINO, bf16 | 200 ms | 200 to 200 | is itself 7.00x eager fp32 |  |" in text
@@ -228,7 +269,9 @@ def test_the_memory_table_is_of_one_run(report: ModuleType, project: Path) -> No
     assert "image_to_depth 512x512, 2 steps" in text
 
 
-@pytest.mark.parametrize("name", ["precision", "serve", "memory", "scaling", "kernels", "denoiser"])
+@pytest.mark.parametrize(
+    "name", ["precision", "quality", "quantizers", "serve", "memory", "scaling", "kernels", "denoiser"]
+)
 def test_blocks_without_rows_are_empty(report: ModuleType, project: Path, name: str) -> None:
     (project / RESULTS / "step_cpu.csv").unlink()
     assert block(report, project, name) == f"<!-- bench:{name} -->\n<!-- /bench:{name} -->\n"
