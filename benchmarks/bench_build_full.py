@@ -43,9 +43,9 @@ TEXT, VAE = {"d_model": 2048}, {"block_out_channels": [128, 256, 512, 512], "lat
 def export_denoiser(folder: Path, depth: int) -> Manifest:
     """Write denoiser.onnx with random weights, no two alike: a builder keeps equal ones once. Return its manifest."""
     from framert.export import frame_attention
+    from framert.export.families.onediffusion_plan import plan_graphs
     from framert.export.models.nextdit import NextDiTConfig
     from framert.export.passes import clean, fold_weights
-    from framert.export.families.onediffusion_plan import plan_graphs
     from framert.export.trace import name_ends, parameters, trace
     from framert.export.weights import Weight, write_model
 

@@ -45,8 +45,8 @@ CONFIGS: Mapping[str, dict[str, Any]] = {
 
 def write_checkpoint(folder: Path, configs: Mapping[str, dict[str, Any]]) -> None:
     """Write the published layout: the golden small files, ``configs`` over theirs, random bf16 weights."""
+    from framert.export.families.onediffusion_plan import plan_graphs
     from framert.export.models.nextdit import NextDiTConfig
-    from framert.export.plan import plan_graphs
     from framert.export.trace import stored_shapes
 
     shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.safetensors"))

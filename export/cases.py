@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from framert.runtime.manifest import Manifest, ModelSpec
+from framert.runtime.manifest import Graph, Manifest, ModelSpec
 
 Array = NDArray[Any]
 Case = dict[str, Array]
-Condition = Callable[[Array, Array], Sequence[Array]]
+# Runs the conditioner: its inputs by name -> its outputs by name.
+Condition = Callable[[Case], Mapping[str, Array]]
+Graphs = Mapping[str, Graph]
 
 TEXT_LENGTHS = (1, 2, 21, 300)
 NOISE_LEVELS = np.array([1000.0, 731.25, 500.0, 36.9, 0.0], np.float32)
@@ -59,19 +61,24 @@ def vae_encoder_cases(model: ModelSpec) -> list[Case]:
 def vae_decoder_cases(model: ModelSpec) -> list[Case]:
     rng = np.random.default_rng(3)
     sizes = ((4, 6), (9, 5))
-    return [{"latents": _normal(rng, 1, model.latent_channels, *size)} for size in sizes]
+    return [{"latents": normal(rng, 1, model.latent_channels, *size)} for size in sizes]
+
+
+def vae_cases(graph: str, model: ModelSpec) -> list[Case]:
+    """Return the cases of either graph of the autoencoder."""
+    return {"vae_encoder": vae_encoder_cases, "vae_decoder": vae_decoder_cases}[graph](model)
 
 
 def conditioner_cases(model: ModelSpec) -> list[Case]:
     rng = np.random.default_rng(4)
     return [
-        {"hidden_states": _normal(rng, length, model.text_width) * 0.2, "noise_level": levels}
+        {"hidden_states": normal(rng, length, model.text_width) * 0.2, "noise_level": levels}
         for length, levels in ((1, NOISE_LEVELS[:1]), (21, NOISE_LEVELS), (300, NOISE_LEVELS[1:3]))
     ]
 
 
 def denoiser_cases(manifest: Manifest, condition: Condition) -> list[Case]:
-    """Packs whose text and modulation are the conditioner's: ``condition(hidden_states, noise_level)``."""
+    """Packs whose text and modulation are the conditioner's, as ``condition`` runs it."""
     return [pack(members, manifest, condition, np.random.default_rng(5 + i)) for i, members in enumerate(PACKS)]
 
 
@@ -93,25 +100,25 @@ def pack(members: Sequence[Member], manifest: Manifest, condition: Condition, rn
         updates = UPDATES[rng.integers(0, len(UPDATES), len(member.grids))][frame]
         add: Mapping[str, Array] = {"guidance_index": index, "guidance_weight": weight, "update": updates}
         for length in member.texts:
-            hidden = _normal(rng, max(length, 1), model.text_width) * 0.2
+            hidden = normal(rng, max(length, 1), model.text_width) * 0.2
             levels = NOISE_LEVELS[rng.integers(0, len(NOISE_LEVELS), 2)]
-            text_k, text_v, modulation = condition(hidden, levels)
+            made = condition({"hidden_states": hidden, "noise_level": levels})
             branch: Mapping[str, Array] = {
                 "source": slots + np.arange(count),
                 "position": position,
                 "frame": frames + frame,
                 "row": rows + rng.integers(0, 2, len(member.grids)),
-                "modulation": modulation,
+                "modulation": made["modulation"],
                 "q_range": np.array([[tokens, count]]),
                 "kv_range": np.array([[tokens, count]]),
                 "text_range": np.array([[text, length]]),
-                "text_k": text_k,
-                "text_v": text_v,
+                "text_k": made["text_k"],
+                "text_v": made["text_v"],
             }
-            _extend(lists, branch)
+            extend(lists, branch)
             tokens, frames, rows, text = tokens + count, frames + len(member.grids), rows + 2, text + max(length, 1)
-        latents = {name: _normal(rng, count, model.token_width) for name in ("latents", "history")}
-        _extend(lists, {**add, **latents})
+        latents = {name: normal(rng, count, model.token_width) for name in ("latents", "history")}
+        extend(lists, {**add, **latents})
         slots += count
     specs = manifest.graphs["denoiser"].inputs
     return {
@@ -120,7 +127,7 @@ def pack(members: Sequence[Member], manifest: Manifest, condition: Condition, rn
     }
 
 
-def _extend(lists: dict[str, list[Array]], arrays: Mapping[str, Array]) -> None:
+def extend(lists: dict[str, list[Array]], arrays: Mapping[str, Array]) -> None:
     for name, array in arrays.items():
         lists.setdefault(name, []).append(array)
 
@@ -129,5 +136,5 @@ def _positions(frame: int, height: int, width: int) -> Array:
     return np.array([(frame, row, column) for row in range(height) for column in range(width)])
 
 
-def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+def normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
     return rng.standard_normal(shape).astype(np.float32)

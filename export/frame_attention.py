@@ -8,6 +8,7 @@ import re
 import onnx
 from onnx import parser
 
+OWN = ("query", "key", "value", "q_range", "kv_range")  # inputs without those of the text
 # A loop over sequences: measured faster than padding or masking, and each sequence gets the same bits alone and packed.
 # The query heads that share a key-value head are neighbours, folded into the rows of one product; text keys and values,
 # which are few, are tiled to the heads, so that queries and results are turned once. q_range must be contiguous,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from framert.export.checkpoint import Checkpoint
-from framert.export.plan import Denoiser, GraphPlan
+from framert.export.plan import GraphPlan
 from framert.runtime.manifest import ModelSpec
 
 Array = NDArray[Any]
@@ -39,8 +39,7 @@ def run_model(module: nn.Module, arrays: Sequence[Array]) -> list[Array]:
     """Return the outputs of a plan's module for its inputs in order."""
     tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
     with torch.no_grad():
-        # The attention that Denoiser traces is a stand-in without a result; that of the model itself is the reference.
-        call: Callable[..., Any] = module.model.denoise if isinstance(module, Denoiser) else module
+        call: Callable[..., Any] = getattr(module, "exact", module)  # see plan.Denoiser
         result = call(*tensors)
     outputs = (result,) if isinstance(result, torch.Tensor) else result
     return [output.numpy() for output in outputs]

@@ -12,7 +12,7 @@ from onnxscript import optimizer
 from framert.export.weights import Weight, fold
 
 # Operators worth running once at export; others (a Gather of an embedding table, say) stay in the graph.
-FOLDABLE = {"Concat", "Transpose", "Tanh", "Reshape", "Unsqueeze", "Squeeze", "Mul", "Add", "Sub", "Neg"}
+FOLDABLE = {"Concat", "Transpose", "Tanh", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Mul", "Add", "Sub", "Neg"}
 
 
 def clean(model: ir.Model) -> None:

@@ -9,33 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 from tqdm import tqdm
 
 import framert
-from framert.export import fidelity, frame_attention
+from framert.export import fidelity, frame_attention, traced
 from framert.export import precision as precisions
-from framert.export.checkpoint import Checkpoint, check_tensors, config_values, open_checkpoint
+from framert.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from framert.export.families.find import find_family
 from framert.export.keep_high import PARTS, KeepHigh, parse
-from framert.export.models.nextdit import NextDiTConfig
 from framert.export.oracle import Oracle
 from framert.export.passes import clean, fold_weights
-from framert.export.plan import GUIDANCE_BRANCHES, GraphPlan, plan_graphs
+from framert.export.plan import GraphPlan
 from framert.export.quantize.prepare import prepare
 from framert.export.quantize.recipe import HALVES, Recipe
-from framert.export.tokenizer import write_tokenizer
 from framert.export.trace import name_ends, parameters, stored_shapes, trace
 from framert.export.verify import faults
 from framert.export.weights import write_model
 from framert.runtime import backends
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import ConfigError
-from framert.runtime.manifest import Graph, Manifest, ModelSpec, ScheduleSpec
-
-FAMILY = "onediffusion"
-PROMPT_TOKENS = 300  # what the published pipeline tokenizes to
-NATIVE_SIDE = 512  # pixels, of the published model
-SCHEDULE = ("num_train_timesteps", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
-VAE = ("in_channels", "latent_channels", "block_out_channels", "scaling_factor")
+from framert.runtime.manifest import Graph, Manifest, ModelSpec
 
 
 def export(
@@ -56,7 +50,7 @@ def export(
         checkpoint: a folder in the published layout, or the name of a hub repository.
         output: the bundle's folder; it appears whole or not at all.
         native_side: side of the pictures the model was trained on, in pixels; None takes "native_side" of
-            transformer/config.json, or else 512.
+            transformer/config.json, or else what the family's published models have.
         precision: one word for denoiser and text encoder, "part=word" pairs joined by commas or a mapping of them, or
             "auto"; see ``export.precision``.
         target: "onnx", or "tensorrt" for graphs in the form that its builder takes.
@@ -75,24 +69,24 @@ def export(
     kept = parse(keep_high, words)
     with new_bundle(output, force=force) as folder:
         opened = open_checkpoint(checkpoint)
-        transformer = NextDiTConfig.from_checkpoint(opened.configs["transformer"])
-        model = model_spec(transformer, opened)
-        side = _native_side(native_side, opened.configs["transformer"], model)
-        plans = plan_graphs(transformer, opened.configs["vae"], opened.configs["text_encoder"])
+        family = find_family(opened)
+        plans, model = family.plans(opened), family.model(opened)
+        side = _native_side(family.native_side(opened) if native_side is None else native_side, model)
         check_tensors(opened, {plan.part: stored_shapes(plan) for plan in plans})
         for part, each in kept.items():  # before calibration, which takes long on a large model
             each.chosen([name for name, stored in opened.tensors[PARTS[part]].items() if len(stored.shape) == 2])
-        write_tokenizer(opened.tokenizer, folder / "tokenizer.json")
+        tokenizers = family.write_tokenizers(opened, folder)
         manifest = Manifest(
-            family=FAMILY,
+            family=family.name,
             native_side=side,
             model=model,
-            schedule=ScheduleSpec(**_values(opened, "scheduler", SCHEDULE)),
-            prompt_tokens=PROMPT_TOKENS,
-            guidance_branches=GUIDANCE_BRANCHES,
+            schedule=family.schedule(opened),
+            prompt_tokens=max((spec.max_tokens for spec in tokenizers.values()), default=family.prompt_tokens),
+            guidance_branches=family.guidance_branches,
             target={"kind": "onnx"},
             graphs={plan.name: _signature(plan, "float32") for plan in plans},  # what calibration runs on: the oracle
             files={},
+            tokenizers=tokenizers,
         )
         oracle = Oracle(plans, opened, model)
         recipes = prepare(Bundle(folder, manifest), opened, oracle, words)
@@ -101,7 +95,7 @@ def export(
             bar.set_description(plan.name)
             word = words[precisions.PART_OF.get(plan.name, plan.name)]
             recipe = replace(recipes[plan.part], kept=kept.get(plan.name, KeepHigh()))
-            graphs[plan.name] = _export_graph(plan, recipe, word, transformer.softcap, folder, target)
+            graphs[plan.name] = _export_graph(plan, recipe, word, model.softcap, folder, target)
         provenance = _provenance(opened) | {"precision": words}
         if kept:
             provenance["keep_high"] = {part: list(each.items) for part, each in kept.items()}
@@ -110,26 +104,6 @@ def export(
             manifest = replace(manifest, verified=_tasks(Bundle(folder, manifest), oracle))
         write_manifest(folder, manifest)
     return Path(output)
-
-
-def model_spec(transformer: NextDiTConfig, checkpoint: Checkpoint) -> ModelSpec:
-    """Return what the runtime must know of the model, from the checkpoint's configurations."""
-    vae = _values(checkpoint, "vae", VAE)
-    return ModelSpec(
-        hidden_size=transformer.hidden_size,
-        depth=transformer.depth,
-        heads=transformer.num_heads,
-        kv_heads=transformer.num_kv_heads,
-        head_dim=transformer.head_dim,
-        softcap=transformer.softcap,
-        patch=transformer.patch,
-        latent_channels=vae["latent_channels"],
-        vae_factor=2 ** (len(vae["block_out_channels"]) - 1),
-        scaling_factor=vae["scaling_factor"],
-        text_width=_values(checkpoint, "text_encoder", ("d_model",))["d_model"],
-        max_positions=transformer.rotary_max_length,
-        max_frames=transformer.rotary_max_length_t,
-    )
 
 
 def _export_graph(plan: GraphPlan, recipe: Recipe, word: str, softcap: float, folder: Path, target: str) -> Graph:
@@ -141,15 +115,20 @@ def _export_graph(plan: GraphPlan, recipe: Recipe, word: str, softcap: float, fo
         model.graph, inputs, {name: recipe.weights[name] for value in inputs if (name := str(value.name))}
     )
     weights = recipe.apply(model, plan.name, word, weights, signed=target == "tensorrt")
-    functions = (
-        [frame_attention.function(softcap, HALVES.get(word, onnx.TensorProto.FLOAT))] if plan.name == "denoiser" else []
-    )
+    functions = _functions(model, softcap, HALVES.get(word, onnx.TensorProto.FLOAT))
     files = write_model(model, weights, functions, folder, plan.name)
     return replace(_signature(plan, precisions.WORDS[word]), files=files)
 
 
 def _signature(plan: GraphPlan, precision: str) -> Graph:
     return Graph(files=(), precision=precision, inputs=dict(plan.inputs), outputs=dict(plan.outputs))
+
+
+def _functions(model: ir.Model, softcap: float, dtype: int) -> list[onnx.FunctionProto]:
+    """Return the local functions of the graph's nodes: one with or without text, as all its nodes are."""
+    nodes = [node for node in model.graph if node.domain == traced.DOMAIN]
+    text = any(len(node.inputs) > len(frame_attention.OWN) for node in nodes)
+    return [frame_attention.function(softcap, dtype, text=text)] if nodes else []
 
 
 def _tasks(bundle: Bundle, oracle: Oracle) -> dict[str, Any]:
@@ -165,12 +144,7 @@ def _tasks(bundle: Bundle, oracle: Oracle) -> dict[str, Any]:
     return {"tasks": tasks | {"passed": True}}
 
 
-def _values(checkpoint: Checkpoint, part: str, names: tuple[str, ...]) -> dict[str, Any]:
-    return config_values(checkpoint.configs[part], names, f"the configuration in {part}/")
-
-
-def _native_side(given: int | None, config: Mapping[str, Any], model: ModelSpec) -> int:
-    side = config.get("native_side", NATIVE_SIDE) if given is None else given
+def _native_side(side: int, model: ModelSpec) -> int:
     if not isinstance(side, int) or side <= 0 or side % model.multiple or side > model.max_side:
         raise ConfigError(
             f"native_side is {side}; give the side of the pictures the model was trained on, "

@@ -58,7 +58,8 @@ TOGETHER: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {word: {"denoiser": word, "text_encoder": {"int4": "int8", "fp16": "fp32"}.get(word, word)} for word in WORDS}
 )
 BEST: Mapping[str, Mapping[str, str]] = MappingProxyType({"onnx": TOGETHER["int8"], "tensorrt": TOGETHER["bf16"]})
-PART_OF = MappingProxyType({"vae_encoder": "vae", "vae_decoder": "vae"})
+# An image encoder makes a few of a prompt's tokens, once, and stays as the autoencoder is.
+PART_OF = MappingProxyType({"vae_encoder": "vae", "vae_decoder": "vae", "image_encoder": "vae"})
 
 
 def parts(precision: str | Mapping[str, str], target: str = "onnx") -> dict[str, str]:

@@ -57,6 +57,11 @@ def build_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json, empty where there is none. Raises: CheckpointError if it is damaged."""
+    return _read_json(folder / "tokenizer_config.json")
+
+
 def _read_model(file: Path) -> Any:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
@@ -78,7 +83,7 @@ def _read_model(file: Path) -> Any:
 
 def _added_tokens(folder: Path, pieces: int) -> dict[int, dict[str, Any]]:
     """Return AddedToken fields by id: as the configuration says, else T5's extra ids, counted down to the last id."""
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_tokenizer_config(folder)
     tokens = {int(token_id): dict(fields) for token_id, fields in config.get("added_tokens_decoder", {}).items()}
     for content, token_id in _read_json(folder / "added_tokens.json").items():
         tokens.setdefault(int(token_id), {"content": content})

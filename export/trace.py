@@ -1,8 +1,9 @@
 """torch module -> ONNX graph without weights: traced under fake tensors, so its size in memory does not matter."""
 
+import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,14 +35,14 @@ def trace(plan: GraphPlan) -> ir.Model:
         {axis: axes[side] for axis, side in enumerate(spec.shape) if isinstance(side, str)}
         for spec in plan.inputs.values()
     )
-    if plan.name == "denoiser":  # its forward takes *inputs
+    if any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(module.forward).parameters.values()):
         dynamic = (dynamic,)
     with _quiet(), torch.no_grad():
         program = torch.export.export(module, examples, dynamic_shapes=dynamic, strict=False)
         exported = torch.onnx.export(program, opset_version=OPSET, optimize=False, verbose=False)
     assert exported is not None
     model = exported.model
-    _free_parameters(model.graph)
+    _free_parameters(model.graph, set(module.state_dict()))
     name_ends(model.graph, plan)
     return model
 
@@ -71,10 +72,10 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
     return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
-def _free_parameters(graph: ir.Graph) -> None:
+def _free_parameters(graph: ir.Graph, stored: Set[str]) -> None:
     """Turn parameters from initializers without usable values into inputs, which no optimisation touches."""
     for name, value in list(graph.initializers.items()):
-        if name.startswith(PREFIX):
+        if name in stored:
             del graph.initializers[name]
             value.const_value = None
             value.name = name.removeprefix(PREFIX)

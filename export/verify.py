@@ -1,7 +1,7 @@
 """Compare every graph of a bundle, in ONNX Runtime, with the torch model it was traced from."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,10 +16,10 @@ import framert
 from framert.export import cases, fidelity
 from framert.export import precision as precisions
 from framert.export.checkpoint import Checkpoint, check_tensors, open_checkpoint
+from framert.export.families.find import find_family
 from framert.export.fidelity import relative_error
-from framert.export.models.nextdit import NextDiT, NextDiTConfig
 from framert.export.oracle import Oracle, load_model, run_model
-from framert.export.plan import GraphPlan, plan_graphs
+from framert.export.plan import GraphPlan
 from framert.export.quantize.recipe import SMOOTHED
 from framert.export.trace import stored_shapes
 from framert.runtime import backends
@@ -133,12 +133,17 @@ def _run_tasks(bundle: Bundle, checkpoint: Checkpoint, plans: Sequence[GraphPlan
 
 
 def _matching_plans(bundle: Bundle, checkpoint: Checkpoint) -> tuple[GraphPlan, ...]:
-    transformer = NextDiTConfig.from_checkpoint(checkpoint.configs["transformer"])
-    plans = plan_graphs(transformer, checkpoint.configs["vae"], checkpoint.configs["text_encoder"])
+    family = find_family(checkpoint)
+    if family.name != bundle.manifest.family:
+        raise CheckpointError(
+            f"{checkpoint.folder} is of the family {family.name}, {bundle.path} of {bundle.manifest.family}; give the "
+            "checkpoint that the bundle's provenance names"
+        )
+    plans = family.plans(checkpoint)
     check_tensors(checkpoint, {plan.part: stored_shapes(plan) for plan in plans})
     for plan in plans:
-        graph = bundle.manifest.graphs[plan.name]
-        if dict(graph.inputs) != dict(plan.inputs) or dict(graph.outputs) != dict(plan.outputs):
+        graph = bundle.manifest.graphs.get(plan.name)
+        if graph is None or dict(graph.inputs) != dict(plan.inputs) or dict(graph.outputs) != dict(plan.outputs):
             raise CheckpointError(
                 f"{checkpoint.folder} is not what {bundle.path} was made of: its {plan.name} has other tensors; "
                 "give the checkpoint that the bundle's provenance names"
@@ -147,15 +152,20 @@ def _matching_plans(bundle: Bundle, checkpoint: Checkpoint) -> tuple[GraphPlan, 
 
 
 def _compare(plan: GraphPlan, bundle: Bundle, checkpoint: Checkpoint) -> dict[str, Any]:
-    inputs = _cases(plan.name, bundle, checkpoint)
+    family, backend = find_family(checkpoint), backends.create("onnxruntime", bundle, threads=None)
+    inputs = family.cases(plan.name, bundle.manifest, checkpoint, lambda given: backend.run("conditioner", given))
     names = list(plan.outputs)
     # Its session is gone before the oracle's weights come: a full-size graph and its oracle do not fit together.
     actual = _outputs(bundle, plan.name, inputs)
     module = load_model(plan, checkpoint)
     smoothed = is_smoothed(bundle)
     if plan.name == "denoiser" and smoothed:
-        condition = NextDiT.condition
-        inputs = cases.denoiser_cases(bundle.manifest, lambda *given: _condition(module.model, condition, given))
+        names = list(bundle.manifest.graphs["conditioner"].outputs)
+
+        def condition(given: cases.Case) -> Mapping[str, Array]:
+            return dict(zip(names, _condition(module.model, given), strict=True))
+
+        inputs = family.cases(plan.name, bundle.manifest, checkpoint, condition)
     errors = dict.fromkeys(names, 0.0)
     for case, found in zip(inputs, actual, strict=True):
         for name, exact in zip(names, run_model(module, list(case.values())), strict=True):
@@ -185,29 +195,11 @@ def _unscaled(value: Array, exact: Array) -> Array:
     return unscaled
 
 
-def _condition(model: Any, condition: Callable[..., Any], given: Sequence[Array]) -> list[Array]:
+def _condition(model: Any, given: cases.Case) -> list[Array]:
     with torch.no_grad():
-        return [made.numpy() for made in condition(model, *(torch.from_numpy(array) for array in given))]
-
-
-def _cases(name: str, bundle: Bundle, checkpoint: Checkpoint) -> list[cases.Case]:
-    model = bundle.manifest.model
-    if name == "text_encoder":
-        return cases.text_encoder_cases(int(checkpoint.configs["text_encoder"]["vocab_size"]))
-    if name == "denoiser":
-        backend = backends.create("onnxruntime", bundle, threads=None)
-
-        def condition(hidden_states: Array, noise_level: Array) -> Sequence[Array]:
-            made = backend.run("conditioner", {"hidden_states": hidden_states, "noise_level": noise_level})
-            return [made[name] for name in ("text_k", "text_v", "modulation")]
-
-        return cases.denoiser_cases(bundle.manifest, condition)
-    makers = {
-        "vae_encoder": cases.vae_encoder_cases,
-        "conditioner": cases.conditioner_cases,
-        "vae_decoder": cases.vae_decoder_cases,
-    }
-    return makers[name](model)
+        return [
+            made.numpy() for made in model.condition(**{name: torch.from_numpy(value) for name, value in given.items()})
+        ]
 
 
 def _outputs(bundle: Bundle, name: str, inputs: Sequence[cases.Case]) -> list[Mapping[str, Array]]:

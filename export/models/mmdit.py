@@ -161,9 +161,7 @@ class MMDiT(nn.Module):
         self,
         latents: Tensor,
         history: Tensor,
-        conditions: Tensor | None,
         source: Tensor,
-        condition_source: Tensor | None,
         position: Tensor,
         frame: Tensor,
         row: Tensor,
@@ -177,14 +175,15 @@ class MMDiT(nn.Module):
         guidance_index: Tensor,
         guidance_weight: Tensor,
         update: Tensor,
+        conditions: Tensor | None = None,
+        condition_source: Tensor | None = None,
         attention: Callable[..., Tensor] = reference.frame_attention,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one solver step of everything in the pack.
 
         Args:
             latents, history: (slots, token_width); every latent token once, and the solver's buffer.
-            conditions: (condition rows, condition_width), None for a model that takes none.
-            source: (tokens,) int32, the slot that feeds each model token; condition_source: its row of ``conditions``.
+            source: (tokens,) int32, the slot that feeds each model token.
             position: (tokens, 3) int32: 0, row and column in the table of positions, see ``grid_positions``.
             frame: (tokens,) int32, the packed frame of each token; row: (frames,) int32, its modulation row.
             modulation: (rows, modulation_count, hidden_size), see ``condition``.
@@ -196,6 +195,8 @@ class MMDiT(nn.Module):
             text_range: (sequences, 2) int32, begin and length among the text tokens; they cover all of them in order.
             guidance_index: (slots, branches) int32, tokens whose velocities are combined; guidance_weight alike.
             update: (slots, 6), the solver's row: x' = a x + b v + c h, h' = d x + e v + f h.
+            conditions: (condition rows, condition_width), where the model takes one; condition_source: (tokens,) int32,
+                the row that each model token is shown.
             attention: the implementation of ``kernels.frame_attention`` to use.
         Returns: latents, history and the combined velocity, (slots, token_width) each.
         """

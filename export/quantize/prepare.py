@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import framert
-from framert.export.checkpoint import ALIASES, Checkpoint
+from framert.export.checkpoint import Checkpoint, alias
 from framert.export.oracle import Oracle
 from framert.export.quantize import calibration, smoothing
 from framert.export.quantize.calibration import Activation
@@ -55,6 +55,5 @@ def calibrate(bundle: Bundle, oracle: Oracle, wanted: Sequence[str]) -> dict[str
 
 def _stored(checkpoint: Checkpoint, part: str) -> dict[str, Weight]:
     tensors = {name: Weight(tensor.shape, tensor.read) for name, tensor in checkpoint.tensors[part].items()}
-    return tensors | {
-        alias: tensors[name] for alias, name in ALIASES.items() if name in tensors and alias not in tensors
-    }
+    others = {other: tensor for name, tensor in tensors.items() if (other := alias(name)) is not None}
+    return others | tensors

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from framert.export.checkpoint import check_tensors, open_checkpoint
+from framert.export.families.onediffusion_plan import plan_graphs
 from framert.export.models.nextdit import NextDiTConfig
-from framert.export.plan import plan_graphs
 from framert.export.safetensors_file import read_header
 from framert.export.trace import stored_shapes
 from framert.runtime.errors import CheckpointError

@@ -78,9 +78,9 @@ def packs(bundle: Path, sessions: dict[str, Any]) -> tuple[Arrays, list[Arrays]]
     manifest = Bundle.open(bundle).manifest
     members = cases.PACKS[2]
 
-    def condition(hidden_states: Any, noise_level: Any) -> Any:
-        feeds = {"hidden_states": hidden_states, "noise_level": noise_level}
-        return sessions["conditioner"].run(["text_k", "text_v", "modulation"], feeds)
+    def condition(feeds: cases.Case) -> Any:
+        names = ["text_k", "text_v", "modulation"]
+        return dict(zip(names, sessions["conditioner"].run(names, feeds), strict=True))
 
     whole = cases.pack(members, manifest, condition, np.random.default_rng(0))
     rng = np.random.default_rng(0)  # drawn in the same order

@@ -17,7 +17,7 @@ import numpy as np
 from framert.export.checkpoint import Checkpoint
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.pipeline import _export_graph
-from framert.export.plan import plan_graphs
+from framert.export.families.onediffusion_plan import plan_graphs
 from framert.export.quantize.prepare import _stored
 from framert.export.quantize.recipe import Recipe
 from framert.export.safetensors_file import read_header

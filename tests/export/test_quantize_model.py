@@ -12,10 +12,10 @@ import torch
 import framert
 from framert.export import fidelity, pipeline
 from framert.export.checkpoint import Checkpoint, open_checkpoint
+from framert.export.families.onediffusion_plan import plan_graphs
 from framert.export.fidelity import measure, psnr, relative_error
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.oracle import Oracle, run_model
-from framert.export.plan import plan_graphs
 from framert.export.precision import NOTES, WORDS
 from framert.export.quantize import calibration, half, prepare, smoothing
 from framert.export.quantize.recipe import Recipe
@@ -106,10 +106,10 @@ def velocity(module: torch.nn.Module, model: Model) -> np.ndarray:
     """One call of conditioner and denoiser with a transformer's weights."""
     from framert.export import cases
 
-    def condition(hidden_states, noise_level):
+    def condition(feeds):
         with torch.no_grad():
-            made = module.model.condition(torch.from_numpy(hidden_states), torch.from_numpy(noise_level))
-        return [value.numpy() for value in made]
+            made = module.model.condition(**{name: torch.from_numpy(value) for name, value in feeds.items()})
+        return {name: value.numpy() for name, value in zip(("text_k", "text_v", "modulation"), made, strict=True)}
 
     case = cases.denoiser_cases(model.golden.manifest, condition)[1]
     return run_model(module, list(case.values()))[2]

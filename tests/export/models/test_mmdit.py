@@ -124,7 +124,7 @@ def pack(model: MMDiT, members: Sequence[Member]) -> tuple[dict[str, Tensor], li
     tables = {name: torch.cat(parts) for name, parts in lists.items()}
     tables = {name: value if name in floats else value.int() for name, value in tables.items()} | {"text": arena}
     if not config.condition_channels:
-        tables |= {"conditions": None, "condition_source": None}  # type: ignore[dict-item]
+        del tables["conditions"], tables["condition_source"]
     return tables, own
 
 

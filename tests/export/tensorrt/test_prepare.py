@@ -25,9 +25,9 @@ def graph_cases(blocks_bundle: Path, open_session: Session) -> dict[str, list[ca
     model = bundle.manifest.model
     conditioner = open_session(bundle.graph_path("conditioner"))
 
-    def condition(hidden_states: Any, noise_level: Any) -> Any:
-        feeds = {"hidden_states": hidden_states, "noise_level": noise_level}
-        return conditioner.run(["text_k", "text_v", "modulation"], feeds)
+    def condition(feeds: cases.Case) -> Any:
+        names = ["text_k", "text_v", "modulation"]
+        return dict(zip(names, conditioner.run(names, feeds), strict=True))
 
     return {
         "text_encoder": cases.text_encoder_cases(VOCABULARY),
