@@ -15,9 +15,10 @@ from framert.runtime.bundle import Bundle, write_manifest
 from framert.runtime.components import Components
 from framert.runtime.cpu import cpu_name
 from framert.runtime.errors import BackendError
+from framert.runtime.families import find_task
 
 REFERENCE = ("onnxruntime", None)
-PROMPT = "[[text2image]] a red cube and a blue sphere on a grey floor"
+PROMPT = "a red cube and a blue sphere on a grey floor"
 LEVELS = (900.0, 500.0, 100.0)  # noise, in 0..1000
 FRAMES = 2
 
@@ -26,8 +27,8 @@ FRAMES = 2
 class Comparison:
     """One backend in one precision. velocity_error: the largest relative L2 distance to ONNX Runtime over noise levels.
 
-    seconds: of one denoiser call on two frames of the bundle's native size, and what prepares it. refused: why the
-    backend cannot run the bundle; there is nothing else then.
+    seconds: of one denoiser call on two frames of the bundle's native size, or one where it takes no more, and what
+    prepares it. refused: why the backend cannot run the bundle; there is nothing else then.
     """
 
     velocity_error: float | None = None
@@ -45,7 +46,8 @@ def compare(bundle: Bundle, others: Mapping[str, tuple[str, str | None]], *, thr
     generator = np.random.default_rng(0)
     model = bundle.manifest.model
     side = bundle.manifest.native_side // model.vae_factor
-    samples: Floats = generator.standard_normal((1, FRAMES, model.latent_channels, side, side)).astype(np.float32)
+    frames = min(FRAMES, model.max_frames)
+    samples: Floats = generator.standard_normal((1, frames, model.latent_channels, side, side)).astype(np.float32)
     expected, seconds = _velocities(bundle, backends.create(REFERENCE[0], bundle, threads=threads), samples)
     found = {REFERENCE[0]: Comparison(velocity_error=0.0, seconds=seconds)}
     for name, (backend, precision) in others.items():
@@ -74,15 +76,18 @@ def record(bundle: Bundle, found: Mapping[str, Comparison], versions: Mapping[st
 
 def _velocities(bundle: Bundle, backend: Backend, samples: Floats) -> tuple[list[Floats], float]:
     components = Components(bundle, backend)
-    hidden = components.read(PROMPT, {}).values["hidden_states"]
+    token = find_task("text_to_image", bundle.manifest.family, bundle.manifest).token
+    text = components.read(f"{token} {PROMPT}".strip(), {}).values
+    hidden, pooled = text["hidden_states"], text.get("pooled")
     made, seconds = [], float("inf")
     for level in (LEVELS[0], *LEVELS):  # the first call loads
-        levels = np.array([level, LEVELS[-1]], np.float32)
+        levels = np.array([level, LEVELS[-1]], np.float32)[: samples.shape[1]]
         begin = time.perf_counter()
         made.append(
             velocity.velocity(
-                backend, components, bundle.manifest, samples, levels, hidden[None], np.ones((1, len(hidden)))
+                backend, components, bundle.manifest, samples, levels, hidden[None], np.ones((1, len(hidden))),
+                None if pooled is None else pooled[None],
             )
-        )
+        )  # fmt: skip
         seconds = min(seconds, time.perf_counter() - begin)
     return made[1:], seconds

@@ -55,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     what = parser.add_argument_group("what to run")
     what.add_argument(
-        "--tasks", nargs="+", metavar="TASK", default=DEFAULT_TASKS, help=f"or all (default {' '.join(DEFAULT_TASKS)})"
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help=f"or all (default: of {', '.join(DEFAULT_TASKS)} those that the bundle has)",
     )
     what.add_argument(
         "--sizes",
@@ -172,10 +175,12 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 
 def _plan(arguments: argparse.Namespace, bundle: Path) -> Plan:
-    named = [task for words in arguments.tasks for task in words.split(",")]
     manifest = Bundle.open(bundle, check_files=False).manifest
     side, family = manifest.native_side, manifest.family
-    tasks = list(find_family(family).tasks(manifest)) if named == ["all"] else named
+    able = find_family(family).tasks(manifest)
+    given = [task for task in DEFAULT_TASKS if task in able] if arguments.tasks is None else arguments.tasks
+    named = [task for words in given for task in words.split(",")]
+    tasks = list(able) if named == ["all"] else named
     for task in tasks:
         find_task(task, family, manifest)
     return Plan(

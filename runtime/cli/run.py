@@ -32,6 +32,8 @@ EPILOG = """examples:
   framert run blocks.bundle inpaint --image cube.png --hole hole.png -o filled.png
   framert run blocks.bundle image_to_multiview --image cube.png \\
       --azimuth 0,20,40 --elevation 20 --distance 3 -o views.png
+  framert run univg.bundle segment --image cube.png --prompt "the sphere left of the cube" -o mask.png
+  framert run univg.bundle layout_to_image --box "red cube=8,24,40,56" --prompt "on grass" -o layout.png
   framert run blocks.bundle camera_pose --image views-0.png --image views-1.png -o cameras.json"""
 
 MAX_COUNT = 1000  # results of one call, all of which are held until they are written

@@ -13,8 +13,11 @@ import pytest
 from framert.runtime.bench import alternate, energy, memory, quality, rows, workload
 from framert.runtime.bench.trace import Arrival, Part, Trace, arrivals, serve
 from framert.runtime.errors import ConfigError, TaskError
+from framert.runtime.families import find_family
 from framert.runtime.families.onediffusion.plan import plan
 from framert.runtime.families.onediffusion.task_table import TASKS
+from framert.runtime.families.univg.plan import plan as univg_plan
+from framert.runtime.families.univg.task_table import TASKS as UNIVG_TASKS
 
 COLUMNS = "bench,impl,case,metric,unit,p20,p50,p80,p99,n,threads,device,torch,triton,onnxruntime,openvino,tensorrt,commit,date"  # noqa: E501
 
@@ -255,6 +258,15 @@ def test_a_request_of_every_task_fits_it_and_is_its_seeds_own(task: str) -> None
     again = workload.request(kind, 0)
     assert again.prompt == workload.request(kind, 0).prompt
     assert (again.seed, again.steps, again.size) == (0, 3, (64, 64))
+
+
+@pytest.mark.parametrize("task", find_family("univg").tasks())
+def test_a_request_of_another_family_s_task_fits_it(task: str) -> None:
+    made = workload.request(workload.Kind(task, (64, 48), 3, "univg"), 0)
+    row = UNIVG_TASKS[task]
+    composition = univg_plan(row, UNIVG_TASKS, made)
+    assert find_family("univg").at_size(composition, (64, 48)).prompt
+    assert composition.prompt.startswith(row.token)
 
 
 def test_a_trace_is_read_whole() -> None:

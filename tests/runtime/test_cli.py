@@ -238,6 +238,7 @@ def test_export_passes_its_options_on(call, monkeypatch):
     )
     plain = {"native_side": 64, "precision": "fp32", "target": "onnx", "check": True, "force": True, "progress": True}
     other = {"native_side": None, "precision": "int8", "target": "tensorrt", "check": False, "force": False}
+    plain, other = plain | {"keep_high": None}, other | {"keep_high": None}
     assert calls == [("model", "m.bundle", plain), ("model", "m.bundle", other | {"progress": True})]
 
 
