@@ -30,6 +30,7 @@ class TensorRtBackend:
         bundle: an opened bundle that ``framert build`` made, of kind "tensorrt" or "tensorrt-rtx".
         low_memory: hold one engine at a time, with what it computes in; else all are loaded for the first denoiser.
         device: for tests; None is the first CUDA device.
+    profiles: the sizes that the engines were built for.
     Raises: BackendError if a package, the driver or the GPU is missing, or the engines are for others than those here.
     """
 
@@ -42,9 +43,9 @@ class TensorRtBackend:
         self._device = device or Device()
         fit.check_gpu(bundle, self._device.driver.target, self._device.driver.gpu)
         self._bundle = bundle
-        self._profiles = Profiles.read(bundle.path, GRAPHS, fit.rebuild_command(bundle))
-        self._sizes = CallSizes(self._profiles)
-        self.limits: Limits = EngineLimits(self._profiles, self._sizes, bundle.manifest.model.vae_factor)
+        self.profiles = Profiles.read(bundle.path, GRAPHS, fit.rebuild_command(bundle))
+        self._sizes = CallSizes(self.profiles)
+        self.limits: Limits = EngineLimits(self.profiles, self._sizes, bundle.manifest.model.vae_factor)
         self._low_memory = low_memory
         self._engines: dict[str, LoadedEngine] = {}
         self._runs: dict[str, Call] = {}  # of graphs other than the denoiser
@@ -54,7 +55,7 @@ class TensorRtBackend:
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Any]:
         spec = self._bundle.manifest.graphs[graph]
         arrays = {name: np.ascontiguousarray(values, spec.inputs[name].dtype) for name, values in feeds.items()}
-        profile = self._profiles.choose(graph, self._sizes_of(graph, arrays))
+        profile = self.profiles.choose(graph, self._sizes_of(graph, arrays))
         with self._device.use() as device:
             if graph not in self._runs or graph not in self._engines:
                 (self._runs[graph],) = self.calls(graph, 1)
@@ -81,10 +82,20 @@ class TensorRtBackend:
         with self._device.use() as device:
             for graph in () if self._low_memory else GRAPHS:
                 self._load(graph)
-            arenas = Arenas(device.driver, device.stream, self._bundle.manifest, self._profiles)
+            arenas = Arenas(device.driver, device.stream, self._bundle.manifest, self.profiles)
             made = TensorRtDenoiser(self, device, self._bundle.manifest, self._sizes, arenas)
             self._denoisers.add(made)
         return made
+
+    @property
+    def device_name(self) -> str:
+        return self._device.driver.gpu
+
+    def read(self, array: DeviceArray) -> Array:
+        """Return what stayed on the device, see ``run``."""
+        with self._device.use():
+            values: Array = array.read()
+            return values
 
     def calls(self, graph: str, count: int) -> list[Call]:
         """Return fresh calls of a graph's engine, which is loaded first where it is not. Within ``Device.use``."""
@@ -97,7 +108,7 @@ class TensorRtBackend:
             if self._low_memory:
                 self._unload()
             brought = self.library.register_plugin(self._bundle.manifest.target.get("plugins", ""))
-            self._engines[graph] = LoadedEngine(self._bundle, graph, self.library, self._profiles, brought)
+            self._engines[graph] = LoadedEngine(self._bundle, graph, self.library, self.profiles, brought)
             size = self._engines[graph].size
             if size > self._device.activations.size:
                 self._forget()  # the block moves
