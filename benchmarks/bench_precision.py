@@ -1,10 +1,13 @@
 """Size, memory, speed and quality of every precision of the bundled model on this machine's CPU backends.
 
     python benchmarks/bench_precision.py [--sides onnxruntime-fp32 openvino-bf16 ...] [--full] [--dry-run]
+    python benchmarks/bench_precision.py --only quality --scenes 32 --steps 12
 
 A side is BACKEND-PRECISION, or BACKEND-EXPORTED+COMPUTED. models/blocks is exported once per exported precision; then
-``framert bench`` appends to results/serve.csv and evaluate.py, paired with fp32 scene by scene, to results/quality.csv.
---full evaluates every task on 200 scenes in 30 steps instead of 5 tasks on 32 in 12. report.py makes the table.
+``framert bench`` appends to results/serve.csv and evaluate.py, paired with fp32 scene by scene, to results/quality.csv:
+each side as soon as it is measured. fp32 comes first and runs once. Behind bf16, its loss stands beside every other as
+the floor. Five tasks on 32 scenes in 12 steps; with --scenes or --steps every task, with --full on 200 scenes in 30
+steps. Quality does not mind what else the machine does, times do: --only quality. report.py makes the table.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from framert.runtime.errors import FramertError
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "onnxruntime-fp32"
+FLOOR = "openvino-bf16"  # whose loss counts as noise
 SIDES = (REFERENCE, "openvino-bf16", "onnxruntime-int8", "openvino-int8", "openvino-int8+bf16", "onnxruntime-int4")
 COMPUTED = ("bf16", "fp16")  # what a CPU backend computes in without its bundle being exported so
 TASKS = ("text_to_image", "image_to_depth", "image_to_multiview")
@@ -60,12 +64,19 @@ def commands(side: Side, folder: Path, options: argparse.Namespace) -> list[list
     serve += ["--gate", "10"]  # quality is judged by the evaluation, which says by how much and of what
     serve += ["--reference", *against] if against else []
     evaluate = [sys.executable, str(ROOT / "benchmarks" / "blocks" / "evaluate.py"), str(bundle), *side.options]
-    evaluate += [] if options.full else ["--quick"]
-    evaluate += ["--against", *against] if against else []
+    chosen = [
+        word for name in ("scenes", "steps") if (value := getattr(options, name)) for word in (f"--{name}", str(value))
+    ]
+    evaluate += chosen if chosen or options.full else ["--quick"]
+    evaluate += ["--json", str(folder / f"{side.name}.json")]
+    if against:
+        evaluate += ["--against", str(folder / f"{REFERENCE}.json")]
+        floor = folder / f"{FLOOR}.json"
+        evaluate += ["--floor", str(floor)] if side.name != FLOOR and floor.exists() else []
     if not options.dry_run:
         serve += ["-o", str(ROOT / RESULTS / "serve.csv")]
         evaluate += ["--rows"]
-    return [serve, evaluate]
+    return {"serve": [serve], "quality": [evaluate]}.get(options.only, [serve, evaluate])
 
 
 def main() -> int:
@@ -73,10 +84,15 @@ def main() -> int:
     parser.add_argument("--sides", nargs="+", default=SIDES, metavar="SIDE", help=f"default {' '.join(SIDES)}")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "models" / "blocks", help="default models/blocks")
     parser.add_argument("--full", action="store_true", help="every task, 200 scenes, 30 steps")
+    parser.add_argument("--scenes", type=int, help="of every task")
+    parser.add_argument("--steps", type=int, help="of every task")
+    parser.add_argument("--only", choices=("serve", "quality"), help="one of the two files of rows")
     parser.add_argument("--dry-run", action="store_true", help="print the figures, write no rows")
     options = parser.parse_args()
     try:
-        sides = [Side.parse(name) for name in options.sides]
+        sides = [Side.parse(name) for name in dict.fromkeys([REFERENCE, *options.sides])]
+        if options.full and (options.scenes or options.steps):
+            raise ValueError("--full is 200 scenes in 30 steps; give it, or --scenes and --steps")
         if not options.dry_run:
             clean_commit(ROOT)  # before an hour of work rather than after
         with tempfile.TemporaryDirectory() as folder:

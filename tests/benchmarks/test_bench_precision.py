@@ -46,7 +46,7 @@ def test_the_commands_are_ones_their_programs_take(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "blocks")
     evaluate = import_module("evaluate")
-    options = Namespace(full=False, dry_run=dry)
+    options = Namespace(full=False, dry_run=dry, scenes=None, steps=None, only=None)
     for name in script.SIDES:
         serve, scored = script.commands(script.Side.parse(name), Path("folder"), options)
         parsed = parse(serve[3:])
@@ -56,3 +56,24 @@ def test_the_commands_are_ones_their_programs_take(
         assert found.rows is not dry
         assert found.precision == parsed.precision
         assert (found.against is None) == (parsed.reference is None) == (name == script.REFERENCE)
+
+
+def test_quality_alone_of_every_task_beside_the_floor(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "blocks")
+    evaluate = import_module("evaluate")
+    options = Namespace(full=False, dry_run=False, scenes=24, steps=8, only="quality")
+    found = {}
+    for name in script.SIDES:
+        (line,) = script.commands(script.Side.parse(name), tmp_path, options)
+        found[name] = evaluate.parser().parse_args(line[2:])
+        assert (found[name].scenes, found[name].steps, found[name].quick) == (24, 8, False)
+        Path(found[name].json).touch()  # as if it had run
+    assert {name for name, parsed in found.items() if parsed.against is None} == {script.REFERENCE}
+    assert {str(parsed.against) for parsed in found.values()} == {"None", str(found[script.REFERENCE].json)}
+    floored = {name for name, parsed in found.items() if parsed.floor is not None}
+    assert floored == set(script.SIDES) - {script.REFERENCE, script.FLOOR}
+    options.full, options.scenes, options.steps, options.only = True, None, None, "serve"
+    (line,) = script.commands(script.Side.parse("onnxruntime-int8"), tmp_path, options)
+    assert line[3] == "bench"
