@@ -29,24 +29,6 @@ def rtx_build(bundle: Path, output: Path, **more: Any) -> Any:
     return build(bundle, output, **given | more)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize("target", ["sm_86", "sm_89", "sm_120"])
-def test_blocks_builds_in_fp16(target: str, blocks_bundle: Path, tmp_path: Path) -> None:
-    built = rtx_build(blocks_bundle, tmp_path / "b", targets=[target], precision="fp16")
-    assert [one.graph for one in built] == list(GRAPHS)
-    opened = Bundle.open(tmp_path / "b")
-    assert opened.manifest.target["compute_capability"] == target
-    source = Bundle.open(blocks_bundle).manifest
-    for one in built:
-        graph = opened.manifest.graphs[one.graph]
-        assert (graph.files, graph.precision) == ((f"{one.graph}.engine",), "float16")
-        assert opened.manifest.files[graph.files[0]].size == one.size
-        # Half of the weights' bytes, and less than as many bytes again of code.
-        stored = sum(source.files[file].size for file in source.graphs[one.graph].files)
-        assert 0.5 * stored < one.size < 2.5 * stored
-
-
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Profile], None]:
     """Return a function that makes ``build`` build one graph alone, with one profile."""

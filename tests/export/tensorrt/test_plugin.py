@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from framert.export.tensorrt.prepare import prepare
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 
-bundle, work, targets = Bundle.open(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+bundle, quantized, work, targets = Bundle.open(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4:]
 api = load("tensorrt-rtx")
 
 def layers(content, path):
@@ -71,6 +72,11 @@ built = builder.build(
     bundle.path, work / "engines", targets=targets, backend="tensorrt-rtx", precision="fp16", progress=False,
     capacity=builder.Capacity(tokens=(256,), sequences=2), options=builder.Options(attention="plugin"),
 )
+more = builder.build(
+    quantized, work / "quantized", targets=targets[:1], backend="tensorrt-rtx", precision="fp16", progress=False,
+    capacity=builder.Capacity(tokens=(256,), sequences=2), options=builder.Options(attention="plugin"),
+)
+found["quantized"] = {one.graph: one.plugins for one in more}
 engine = (work / "engines" / "denoiser.engine").read_bytes()
 found["built"] = {one.graph: one.plugins for one in built}
 found["cubins inside"] = [engine.count(launch.image) for launch in made.launches]
@@ -88,8 +94,10 @@ def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_plugin_runs_attention_where_it_is_registered(blocks_bundle: Path, tmp_path: Path) -> None:
-    done = run(DRIVE, blocks_bundle, tmp_path, *TARGETS)
+def test_the_plugin_runs_attention_where_it_is_registered(
+    blocks_bundle: Path, quantized_blocks: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = run(DRIVE, blocks_bundle, quantized_blocks("int8"), tmp_path, *TARGETS)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     # The node's plugin_namespace makes the plugin win over the function that stands beside it.
@@ -102,7 +110,7 @@ def test_the_plugin_runs_attention_where_it_is_registered(blocks_bundle: Path, t
     assert "(FrameAttention)" in found["nobody"]["refused"]
     for name in ("function alone", "after"):
         assert "(SequenceEmpty)" in found[name]["refused"]
-    assert found["built"] == {"conditioner": 0, "denoiser": DEPTH}
+    assert found["built"] == found["quantized"] == {"conditioner": 0, "denoiser": DEPTH}
     assert all(count >= 1 for count in found["cubins inside"])  # layers may share one
     manifest = Manifest.from_json(json.loads((tmp_path / "engines" / "manifest.json").read_text()))
     assert (manifest.target["attention"], manifest.target["plugins"]) == ("plugin", "FrameAttention")
