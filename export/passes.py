@@ -49,6 +49,7 @@ def fold_weights(graph: ir.Graph, parameters: list[ir.Value], weights: Mapping[s
     Returns: the weights that the graph still reads, by name; they are in no list of the graph.
     """
     known = {value: weights[str(value.name)] for value in parameters}
+    taken = set(weights)
     for value in parameters:
         graph.inputs.remove(value)
     for node in list(graph):
@@ -60,7 +61,11 @@ def fold_weights(graph: ir.Graph, parameters: list[ir.Value], weights: Mapping[s
         if len(sources) == len(inputs):
             known[node.outputs[0]] = fold(node, sources)
             stem = next(value.name for value in inputs if value in known)
-            node.outputs[0].name = f"{stem}_{node.op_type.lower()}"
+            name = f"{stem}_{node.op_type.lower()}"
+            taken = {value.name for value in known if value is not node.outputs[0]}
+            while name in taken:  # another part of the same tensor
+                name += "_too"
+            node.outputs[0].name = name
     needed: dict[str, Weight] = {}
     for node in list(graph):
         if node.outputs[0] in known:
@@ -73,6 +78,13 @@ def fold_weights(graph: ir.Graph, parameters: list[ir.Value], weights: Mapping[s
             for use, index in list(value.uses()):
                 use.replace_input_with(index, ir.Value(name=value.name, shape=value.shape, type=value.type))
     return needed
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """Return the name, numbered where two parts of one weight would have it, and take it."""
+    free = next(one for one in (name, *(f"{name}_{number}" for number in range(2, len(taken) + 3))) if one not in taken)
+    taken.add(free)
+    return free
 
 
 def _plain_products(graph: ir.Graph) -> None:

@@ -103,10 +103,11 @@ class Components:
         """Return what the conditioner makes of a text under noise levels in 0..1000, for the denoiser alone.
 
         Args:
-            text: what the text encoder made of it, by name.
+            text: what the text encoder made of it, by name; without a pooled text that is zeros.
         """
         inputs = self._manifest.graphs["conditioner"].inputs
-        feeds: dict[str, Array] = {name: text[name] for name in inputs if name != "noise_level"}
+        nothing = {"pooled": np.zeros(self._model.pooled_width, np.float32)}
+        feeds: dict[str, Array] = {name: (nothing | text)[name] for name in inputs if name != "noise_level"}
         feeds["noise_level"] = np.asarray(noise_levels, np.float32)
         with clocked(seconds, "conditioner"):
             return self._backend.run("conditioner", feeds)

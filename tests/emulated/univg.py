@@ -34,9 +34,14 @@ def _graph(inputs, outputs):
     return Graph(files=("none",), precision="float32", inputs=inputs, outputs=outputs)
 
 
-def manifest(*, conditions=True, references=True, pooled=True):
-    """Return a manifest. conditions: 33 channels, else 16. references: an image encoder. pooled: pooled text."""
+def manifest(*, conditions=True, references=True, pooled=True, pools=True):
+    """Return a manifest.
+
+    conditions: 33 channels, else 16. references: an image encoder. pooled: the conditioner takes pooled text. pools: the
+    text encoder makes it.
+    """
     width = {"pooled": _float(POOLED)} if pooled else {}
+    made = width if pools else {}
     marks = {"feature": _float("references", FEATURE), "feature_index": _int("references")} if references else {}
     shown = {"conditions": _float("condition_rows", SHOWN)} if conditions else {}
     read = {"condition_source": _int("tokens")} if conditions else {}
@@ -44,7 +49,7 @@ def manifest(*, conditions=True, references=True, pooled=True):
     graphs = {
         "text_encoder": _graph(
             {"input_ids": TensorSpec(dtype="int64", shape=(1, "length"))} | marks,
-            {"hidden_states": _float("length", TEXT)} | width,
+            {"hidden_states": _float("length", TEXT)} | made,
         ),
         "vae_encoder": _graph({"pixels": _float(1, 3, "height", "width")}, {"mean": _float(1, CHANNELS, "h", "w")}),
         "conditioner": _graph(

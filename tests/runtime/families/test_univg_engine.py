@@ -185,6 +185,14 @@ def test_without_condition_channels_it_is_stable_diffusion_3(univg, open_bundle)
     assert not {"conditions", "condition_source"} & denoiser._inputs
 
 
+def test_pooled_text_that_no_encoder_makes_is_zeros(univg, open_bundle):
+    bundle = open_bundle(pools=False)
+    pipe = Pipeline(bundle, univg.NumpyBackend(bundle))
+    pipe.run("text_to_image", prompt="a", size=(32, 32), steps=1)
+    fed = [feeds["pooled"] for graph, feeds in pipe._backend.runs if graph == "conditioner"]
+    assert [array.tolist() for array in fed] == [[0.0] * 6] * 2
+
+
 def test_warm_up_runs(pipe):
     pipe.warm_up([64, 7])
 
