@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -33,12 +34,13 @@ LEAST_CAPABILITY = {"fp16": (7, 5), "bf16": (8, 0), "int8": (7, 5), "int4": (8, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """An NVIDIA GPU as the driver describes it. cuda: the newest CUDA version the driver runs."""
+    """An NVIDIA GPU as the driver describes it. cuda: the newest CUDA version the driver runs. driver: its own."""
 
     name: str
     compute_capability: str
     memory_gib: float
     cuda: str
+    driver: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +90,8 @@ def table(report: Report) -> str:
         f"{report.system}, Python {report.python}",
         f"CPU  {report.cpu}, {report.cores} cores; {', '.join(report.cpu_features) or 'no features known'}",
         *(
-            f"GPU  {gpu.name}, {gpu.memory_gib:.0f} GiB, compute capability {gpu.compute_capability}, driver for "
-            f"CUDA {gpu.cuda}"
+            f"GPU  {gpu.name}, {gpu.memory_gib:.0f} GiB, compute capability {gpu.compute_capability}, "
+            f"driver {f'{gpu.driver} ' if gpu.driver else ''}for CUDA {gpu.cuda}"
             for gpu in report.gpus
         ),
         *([] if report.gpus else ["GPU  none that an NVIDIA driver knows of"]),
@@ -134,7 +136,17 @@ def _gpu(cuda: Any, index: int, newest: str) -> Gpu:
         compute_capability=".".join(capability),
         memory_gib=memory.value / 2**30,
         cuda=newest,
+        driver=driver_version(),
     )
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """Return the version of NVIDIA's kernel module, "" where Linux does not tell."""
+    try:
+        found = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", file.read_text())
+    except OSError:
+        return ""
+    return found.group(1) if found else ""
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -57,6 +57,7 @@ def build(
                 size=module.BLOCK * (number + 1),
                 kernels=pack(launches) if plugin and name == "denoiser" else b"",
                 streamable=streamable,
+                host_code=(built or {}).get("compatible") == "version",
             )
             (folder / f"{name}.engine").write_bytes(content)
             graphs[name] = replace(graph, files=(f"{name}.engine",))

@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,12 +34,14 @@ def write(
     size: int = BLOCK,
     kernels: bytes = b"",
     streamable: int = 0,
+    host_code: bool = False,
 ) -> bytes:
     """Return an engine's file.
 
     Args:
         profiles: input -> least, best and most shape, of each profile.
         kernels: what its plugins were serialized with; empty for an engine without plugins.
+        host_code: it runs in later versions, by code of its own.
     """
     head = {
         "version": version,
@@ -46,6 +49,7 @@ def write(
         "profiles": [dict(profile) for profile in profiles],
         "size": size,
         "streamable": streamable,
+        "host_code": host_code,
         "kernels": kernels.hex(),
     }
     text = json.dumps(head).encode()
@@ -91,6 +95,7 @@ class Trt:
         self.engines = 0  # alive
         self.most_engines = 0
         self.contexts = 0  # made
+        self.compiled = 0  # shapes that kernels were compiled for
         self.calls: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []  # queued: graph, profile, shapes
 
     def get_plugin_registry(self) -> Any:
@@ -121,6 +126,7 @@ class Trt:
 class _Runtime:
     def __init__(self, trt: Trt, logger: Any) -> None:
         self.trt, self.logger = trt, logger
+        self.engine_host_code_allowed = False
 
     def deserialize_cuda_engine(self, buffer: Any) -> "Engine | None":
         content = bytes(buffer)
@@ -131,10 +137,15 @@ class _Runtime:
         if len(content) != begin + head_size + model_size:
             return self._refuse("the engine is truncated")
         head = json.loads(content[begin : begin + head_size])
-        if head["version"] != self.trt.__version__:
+        later = head["host_code"] and [head["version"], self.trt.__version__] == sorted(
+            (head["version"], self.trt.__version__)
+        )
+        if head["version"] != self.trt.__version__ and not later:
             return self._refuse(f"expecting library version {head['version']} got {self.trt.__version__}")
         if "sm_{}{}".format(*self.trt.cuda.capability) not in head["capabilities"]:
             return self._refuse("the engine was made for another device")
+        if head["host_code"] and not self.engine_host_code_allowed:
+            return self._refuse("the engine holds host code, which is not allowed")
         if head["kernels"]:
             creator = self.trt.creators.get(("framert", "FrameAttention"))
             if creator is None:
@@ -155,13 +166,7 @@ class _Runtime:
 class Engine:
     def __init__(self, trt: Trt, logger: Any, head: Mapping[str, Any], model: bytes) -> None:
         self.trt, self.logger, self.head = trt, logger, head
-        graph = onnx.load_from_string(model).graph
-        self.name = graph.name
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self.inputs = {value.name: _described(value) for value in graph.input}
-        self.outputs = {value.name: _described(value) for value in graph.output}
+        self.name, self.inputs, self.outputs, self.session = _parsed(model)
         self.device_memory_size_v2 = head["size"]
         self.num_optimization_profiles = len(head["profiles"])
         self.num_io_tensors = len(self.inputs) + len(self.outputs)
@@ -205,8 +210,10 @@ class Engine:
 
     def create_runtime_config(self) -> Any:
         assert self.trt.rtx
-        config = SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, strategy=None)
+        config = SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=None, strategy=None, cache=None)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        config.create_runtime_cache = lambda: RuntimeCache(self.trt.__version__)
+        config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
         return config
 
     def create_execution_context(self, given: Any) -> "Context":
@@ -214,7 +221,7 @@ class Engine:
             assert given.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
         strategy = given.strategy if self.trt.rtx else given
         assert strategy is self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        return Context(self)
+        return Context(self, given.cache if self.trt.rtx else None)
 
     def output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         key = tuple(sorted(shapes.items()))
@@ -230,9 +237,28 @@ class Engine:
         return self.made[key]
 
 
+class RuntimeCache:
+    """Kernels by the shapes they were compiled for."""
+
+    def __init__(self, version: str) -> None:
+        self.version, self.shapes = version, set[str]()
+
+    def serialize(self) -> bytes:
+        return json.dumps([self.version, sorted(self.shapes)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            version, shapes = json.loads(blob)
+        except ValueError:
+            return False
+        if version == self.version:
+            self.shapes = set(shapes)
+        return bool(version == self.version)
+
+
 class Context:
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, cache: RuntimeCache | None) -> None:
+        self.engine, self.cache = engine, cache
         self.profile: int | None = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -303,6 +329,10 @@ class Context:
         shapes, addresses, block = dict(self.shapes), dict(self.addresses), self.block
         outputs = engine.output_shapes(shapes)
         captured = trt.cuda.streams[stream].captured is not None
+        if self.cache is not None and str(shapes) not in self.cache.shapes:
+            assert not captured, "kernels are compiled in the first call of a shape"
+            trt.compiled += 1
+            self.cache.shapes.add(str(shapes))
         changes = self.changes if captured else None
         trt.calls.append((engine.name, self.profile, shapes))
 
@@ -326,6 +356,17 @@ class Context:
         if changes not in (None, self.changes):  # the context was changed behind a captured graph
             return [np.full(outputs[name], np.nan, np.float32) for name in self.engine.outputs]
         return self.engine.session.run(list(self.engine.outputs), feeds)
+
+
+@lru_cache(maxsize=32)
+def _parsed(model: bytes) -> tuple[str, dict[str, Any], dict[str, Any], Any]:
+    """Return the name of a graph, its inputs and outputs, and its session; the same for all engines of one file."""
+    graph = onnx.load_from_string(model).graph
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    sides = [{value.name: _described(value) for value in values} for values in (graph.input, graph.output)]
+    return graph.name, sides[0], sides[1], session
 
 
 def _described(value: Any) -> tuple[str, tuple[int | str, ...]]:

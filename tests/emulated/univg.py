@@ -37,8 +37,8 @@ def _graph(inputs, outputs):
 def manifest(*, conditions=True, references=True, pooled=True, pools=True):
     """Return a manifest.
 
-    conditions: 33 channels, else 16. references: an image encoder. pooled: the conditioner takes pooled text. pools: the
-    text encoder makes it.
+    conditions: 33 channels, else 16. references: an image encoder. pooled: the conditioner takes pooled text. pools:
+    the text encoder makes it.
     """
     width = {"pooled": _float(POOLED)} if pooled else {}
     made = width if pools else {}

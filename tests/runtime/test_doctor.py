@@ -108,6 +108,20 @@ def test_tensorrt_has_the_precisions_of_the_gpu(gpu, has, lacks, packages, monke
     assert not lacks & precisions
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  575.57.08  Sat May 24\nGCC version: 13.3.0\n", "575.57.08"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n", "540.4.0"),
+        ("nothing of the kind\n", ""),
+    ],
+)
+def test_the_drivers_version_is_read(text, version, tmp_path):
+    (tmp_path / "version").write_text(text)
+    assert doctor.driver_version(tmp_path / "version") == version
+    assert doctor.driver_version(tmp_path / "none") == ""
+
+
 def test_a_gpu_without_a_driver_is_told_of(packages, monkeypatch, tmp_path):
     device = tmp_path / "0000:01:00.0"
     device.mkdir()

@@ -108,11 +108,13 @@ class TensorRtBackend:
             if self._low_memory:
                 self._unload()
             brought = self.library.register_plugin(self._bundle.manifest.target.get("plugins", ""))
-            self._engines[graph] = LoadedEngine(self._bundle, graph, self.library, self.profiles, brought)
-            size = self._engines[graph].size
-            if size > self._device.activations.size:
-                self._forget()  # the block moves
-                self._device.activations.hold(size)
+            self._engines[graph] = LoadedEngine(
+                self._bundle, graph, self.library, self.profiles, brought, self.device_name
+            )
+        size = max(engine.size for engine in self._engines.values())
+        if size > self._device.activations.size:
+            self._forget()  # what was captured computes where the block was
+            self._device.activations.hold(size)
         return self._engines[graph]
 
     def _unload(self) -> None:

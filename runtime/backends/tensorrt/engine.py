@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from framert.runtime.backends.tensorrt.fit import check_kernels, rebuild_command
+from framert.runtime.backends.tensorrt.fit import check_kernels, for_other_versions, rebuild_command
+from framert.runtime.backends.tensorrt.kernel_cache import KernelCache, file_name
 from framert.runtime.backends.tensorrt.library import Library
 from framert.runtime.backends.tensorrt.memory import Activations
 from framert.runtime.backends.tensorrt.profiles import Profiles
@@ -22,18 +23,20 @@ class LoadedEngine:
     """The engine of one graph. size: bytes of the block it computes in, for its largest profile.
 
     Args:
-        brought: where the library notes the kernels of plugins.
+        brought: where the library notes the kernels of plugins. gpu: name of the device.
     Raises: BackendError if TensorRT refuses the file, or it is not the engine that the manifest describes.
     """
 
-    def __init__(self, bundle: Bundle, graph: str, library: Library, profiles: Profiles, brought: list[str]) -> None:
+    def __init__(
+        self, bundle: Bundle, graph: str, library: Library, profiles: Profiles, brought: list[str], gpu: str
+    ) -> None:
         self.graph = graph
         self.spec = bundle.manifest.graphs[graph]
         self.profiles = profiles
         self._library = library
         brought.clear()
         try:
-            self._engine = library.engine(bundle.graph_path(graph))
+            self._engine = library.engine(bundle.graph_path(graph), host_code=for_other_versions(bundle))
         except BackendError as error:
             check_kernels(bundle, graph, brought)
             raise BackendError(f"{error}; {rebuild_command(bundle)}") from error
@@ -42,9 +45,19 @@ class LoadedEngine:
             raise BackendError(f"{bundle.graph_path(graph)} is another engine ({reason}); {rebuild_command(bundle)}")
         self.streamed = library.stream_weights(self._engine)
         self.size = int(self._engine.device_memory_size_v2)
+        digest = bundle.manifest.files[self.spec.files[0]].sha256
+        self._kernels = KernelCache(file_name(graph, digest, gpu, library.version))
+        self._settings = library.context_settings(self._engine, self._kernels)
+        self._met: set[Any] = set()
 
     def context(self) -> Any:
-        return self._library.context(self._engine)
+        return self._library.context(self._engine, self._settings)
+
+    def meets(self, shapes: Any) -> None:
+        """Keep the kernels that were compiled for shapes which a call ran with for the first time."""
+        if self._library.kind == "tensorrt-rtx" and shapes not in self._met:
+            self._met.add(shapes)
+            self._kernels.store()
 
     def _difference(self) -> str:
         """Return how the engine differs from what manifest and profiles say of it, "" if it does not."""
@@ -90,6 +103,7 @@ class Call:
         self._activations, self._stream = activations, stream
         self._context = engine.context()
         self._profile: int | None = None
+        self._shapes: Any = None
         self._block = 0
 
     def shape(self, profile: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -101,6 +115,7 @@ class Call:
             self._profile = profile
         for name, shape in shapes.items():
             self._take(context.set_input_shape(name, tuple(shape)), f"{name} of shape {tuple(shape)}")
+        self._shapes = (profile, *sorted(shapes.items()))
 
     def output_shape(self, name: str) -> tuple[int, ...]:
         """Return what the input shapes make of an output's."""
@@ -120,6 +135,7 @@ class Call:
         if missing := self._context.infer_shapes():
             raise BackendError(f"{self._engine.graph} lacks shapes or addresses of {', '.join(missing)}")
         self._take(self._context.execute_async_v3(self._stream), "the call")
+        self._engine.meets(self._shapes)
 
     @property
     def capturable(self) -> bool:

@@ -50,7 +50,7 @@ def check_version(bundle: Bundle, version: str) -> None:
     ours, theirs = _numbers(version), _numbers(made)
     if ours == theirs:
         return
-    if _built(bundle).get("compatible") == "version" and ours[:1] == theirs[:1] and ours > theirs:
+    if for_other_versions(bundle) and ours[:1] == theirs[:1] and ours > theirs:
         return
     kind = bundle.manifest.target["kind"]
     raise BackendError(
@@ -74,6 +74,11 @@ def check_gpu(bundle: Bundle, target: str, gpu: str) -> None:
             f"{bundle.path} holds attention kernels for {held}, and this GPU ({gpu}) is {target}; "
             f"{rebuild_command(bundle, target)}"
         )
+
+
+def for_other_versions(bundle: Bundle) -> bool:
+    """Return whether later releases of the same major version run the engines."""
+    return bool(_built(bundle).get("compatible") == "version")
 
 
 def kernels(bundle: Bundle) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from framert.kernels.plugin import frame_attention, recipe
+from framert.runtime.backends.tensorrt.kernel_cache import KernelCache
 from framert.runtime.errors import BackendError
 
 # Kind of bundle -> module, what installs it, oldest version that has all that is called here.
@@ -20,7 +21,7 @@ KINDS = {
 }
 # What is called, by class; the versions differ in more than this. A test holds it against the installed bindings.
 NAMES = {
-    "Runtime": ("deserialize_cuda_engine",),
+    "Runtime": ("deserialize_cuda_engine", "engine_host_code_allowed"),
     "ICudaEngine": (
         "create_execution_context", "device_memory_size_v2", "get_tensor_dtype", "get_tensor_location",
         "get_tensor_mode", "get_tensor_name", "get_tensor_profile_shape", "get_tensor_shape",
@@ -41,9 +42,13 @@ NAMES = {
 RTX_NAMES = {
     "ICudaEngine": ("create_runtime_config",),
     "IExecutionContext": ("is_stream_capturable",),
-    "IRuntimeConfig": ("dynamic_shapes_kernel_specialization_strategy", "set_execution_context_allocation_strategy"),
+    "IRuntimeCache": ("deserialize", "serialize"),
+    "IRuntimeConfig": (
+        "create_runtime_cache", "dynamic_shapes_kernel_specialization_strategy",
+        "set_execution_context_allocation_strategy", "set_runtime_cache",
+    ),
     "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
-}
+}  # fmt: skip
 LIBRARY, LIBRARY_VARIABLE = "libframert_plugin.so", "FRAMERT_PLUGIN_LIBRARY"  # the launcher of kernels/plugin/cpp
 NO_DRIVER = "cudaError 35"  # in every error of TensorRT-RTX on a machine without a driver, whatever its cause
 
@@ -83,11 +88,17 @@ class Library:
         self._brought: list[str] = []
         self._lock = threading.Lock()
 
-    def engine(self, file: Path) -> Any:
-        """Return the engine of a file, its weights on the current device. Raises: BackendError in TensorRT's words."""
+    def engine(self, file: Path, *, host_code: bool = False) -> Any:
+        """Return the engine of a file, its weights on the current device.
+
+        Args:
+            host_code: it was built for other versions too, and holds a runtime of its own, which is then run.
+        Raises: BackendError in TensorRT's words.
+        """
         with self._lock:
             if self._runtime is None:
                 self._runtime = self.module.Runtime(self._logger)
+            self._runtime.engine_host_code_allowed = host_code
         self._errors.clear()
         try:
             with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -108,19 +119,27 @@ class Library:
         engine.weight_streaming_budget_v2 = budget
         return budget
 
-    def context(self, engine: Any) -> Any:
-        """Return a context without memory of its own. Raises: BackendError in TensorRT's words."""
+    def context_settings(self, engine: Any, kernels: KernelCache) -> Any:
+        """Return what contexts of an engine are made with: without memory of their own.
+
+        Args:
+            kernels: of TensorRT-RTX, which compiles them as shapes come.
+        """
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.kind != "tensorrt-rtx":
+            return strategy
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        # Kernels for a shape at once, not in the background: what is captured stays as it is.
+        eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        kernels.attach(config)
+        return config
+
+    def context(self, engine: Any, settings: Any) -> Any:
+        """Return a context made with ``context_settings``. Raises: BackendError in TensorRT's words."""
         self._errors.clear()
-        if self.kind == "tensorrt-rtx":
-            config = engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            # Kernels for a shape at once, not in the background: what is captured stays as it is.
-            kernels = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.dynamic_shapes_kernel_specialization_strategy = kernels
-            context = engine.create_execution_context(config)
-        else:
-            context = engine.create_execution_context(strategy)
+        context = engine.create_execution_context(settings)
         if context is None:
             raise BackendError(f"{self.kind} {self.version} makes no context: {self.words()}")
         return context

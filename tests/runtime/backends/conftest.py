@@ -35,7 +35,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]:
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Machine]]:
     """Return a function that makes this machine one with a GPU, TensorRT and TensorRT-RTX."""
     from framert.runtime.backends.tensorrt import driver, library
 
@@ -47,6 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Machine]]
             rtx = kind == "tensorrt-rtx"
             made.trt[name] = trt_module.Trt(made.cuda, version or VERSION[kind], rtx=rtx, **more)
         library.load.cache_clear()
+        monkeypatch.setenv("FRAMERT_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(driver, "import_module", {driver.PACKAGE: made.cuda}.__getitem__)
         monkeypatch.setattr(library, "import_module", made.trt.__getitem__)
         monkeypatch.setattr(library.Library, "_prepare_plugins", lambda _: None)  # the wheel's trouble, not emulated

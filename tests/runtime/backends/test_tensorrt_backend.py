@@ -299,6 +299,34 @@ def test_weights_are_streamed_where_engines_were_built_for_it(
     assert {engine.streamed for engine in backend._engines.values()} == {streamable // 2}
 
 
+def test_rtx_compiles_kernels_once_for_all_processes(machine, engine_bundles, tmp_path):
+    made = machine()
+    exact = framert.load(engine_bundles["tensorrt-rtx"], backend="tensorrt").run(**CUBE, steps=6)
+    first = made.trt["tensorrt_rtx"].compiled
+    assert first > 4  # text encoder, conditioner, step, decoder; the negative prompt has another length
+    files = sorted((tmp_path / "cache" / "tensorrt-rtx").iterdir())
+    assert [file.name.split("-")[0] for file in files] == ["conditioner", "denoiser", "text_encoder", "vae_decoder"]
+    made = machine()  # as another process
+    again = framert.load(engine_bundles["tensorrt-rtx"], backend="tensorrt").run(**CUBE, steps=6)
+    assert made.trt["tensorrt_rtx"].compiled == 0
+    np.testing.assert_array_equal(again.latents, exact.latents)
+    files[0].write_bytes(b"damaged")
+    made = machine()
+    framert.load(engine_bundles["tensorrt-rtx"], backend="tensorrt").run(**CUBE, steps=6)
+    assert 0 < made.trt["tensorrt_rtx"].compiled < first
+    assert b"damaged" not in files[0].read_bytes()
+
+
+@pytest.mark.parametrize("version", ["10.13.3.9", "10.16.1.11"])
+def test_engines_for_later_versions_run_in_them(version, machine, golden_bundle, build_engines, tmp_path):
+    from framert.export.tensorrt.profiles import Capacity
+
+    machine(version=version)
+    capacity = Capacity(tokens=(64,), sequences=3, side=64)
+    path = build_engines(golden_bundle, tmp_path / "b", capacity=capacity, built={"compatible": "version"})
+    framert.load(path, backend="tensorrt").run(**CUBE, steps=1)
+
+
 def test_the_plugin_is_registered_before_its_engine_is_read_and_once(machine, engine_bundles):
     made = machine()
     for _ in range(2):
