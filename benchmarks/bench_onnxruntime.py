@@ -69,7 +69,7 @@ def step_sides(bundle: Bundle, case: bench_step.Case, threads: int) -> dict[str,
     sides: dict[str, Callable[[], None]] = {}
     for name, change in settings().items():
         backend: Any = backends.create("onnxruntime", bundle, threads=threads)
-        backend._options = options_of(change, threads)
+        backend.options = lambda _, change=change: options_of(change, threads)
         sides[name] = bench_scaling.Step(bundle, backend, case, SHAPE)
     return sides
 

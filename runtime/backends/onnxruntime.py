@@ -16,7 +16,7 @@ from framert.runtime.tables import Tables
 from framert.runtime.windows import WINDOWS, windows
 
 Output = TypeVar("Output")
-FLOAT8 = "float8e4m3fn"  # as the manifest calls it
+FLOAT8, INT4 = "float8e4m3fn", "int4"  # as the manifest calls them
 
 
 class OnnxRuntimeBackend:
@@ -61,19 +61,27 @@ class OnnxRuntimeBackend:
         self._bundle = bundle
         self._runtime = onnxruntime
         self._low_memory = low_memory
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads or 0
-        self._options.log_severity_level = 3
-        if any(graph.precision == FLOAT8 for graph in bundle.manifest.graphs.values()):
-            # It would fuse the Q/DQ of float8 into its integer product, which then refuses the type.
-            self._options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if low_memory:
-            # Packed copies of the weights would lie beside the mapped file, and the arena keeps its largest state.
-            self._options.add_session_config_entry("session.disable_prepacking", "1")
-            self._options.enable_cpu_mem_arena = False
+        self._threads = threads
         self._sessions: dict[str, Any] = {}
         self._loading = threading.Lock()
         self._alone = threading.Lock()  # held during a call where only one graph may be in memory
+
+    def options(self, graph: str) -> Any:
+        """Return the session options of a graph."""
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = self._threads or 0
+        options.log_severity_level = 3
+        graphs = self._bundle.manifest.graphs
+        if any(one.precision == FLOAT8 for one in graphs.values()):
+            # It would fuse the Q/DQ of float8 into its integer product, which then refuses the type.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if self._low_memory:
+            options.enable_cpu_mem_arena = False  # it would keep its largest state
+            if graphs[graph].precision != INT4:
+                # Packed copies of the weights would lie beside the mapped file. Those of 4 bits are packed one by one
+                # as they are read, and without that a product unpacks all of its matrix to fp32 each time it runs.
+                options.add_session_config_entry("session.disable_prepacking", "1")
+        return options
 
     def session(self, graph: str) -> Any:
         """Return the InferenceSession of a graph, loading it on first use."""
@@ -86,7 +94,7 @@ class OnnxRuntimeBackend:
                 try:
                     session = self._runtime.InferenceSession(
                         path,
-                        self._options,
+                        self.options(graph),
                         providers=provider_list(
                             self._provider, self._bundle, graph, self._runtime.__version__, Capacity()
                         ),

@@ -95,3 +95,19 @@ def test_refusals(golden_bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"pip install 'framert\[cpu\]'"):
         OnnxRuntimeBackend(bundle, threads=None)
+
+
+@pytest.mark.parametrize(
+    ("precision", "low_memory", "packed"), [("float32", False, True), ("float32", True, False), ("int4", True, True)]
+)
+def test_low_memory_packs_weights_of_4_bits_alone(golden_bundle, precision, low_memory, packed):
+    """Unpacked ones lie in the mapped file; but of 4 bits, each product would unpack its matrix to fp32 every time."""
+    bundle = Bundle.open(golden_bundle, check_files=False)
+    graphs = bundle.manifest.graphs | {"denoiser": replace(bundle.manifest.graphs["denoiser"], precision=precision)}
+    bundle = replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+    options = OnnxRuntimeBackend(bundle, threads=1, low_memory=low_memory).options("denoiser")
+    try:
+        found = options.get_session_config_entry("session.disable_prepacking")
+    except RuntimeError:  # onnxruntime's way to say that it was not set
+        found = "0"
+    assert found == ("0" if packed else "1")
