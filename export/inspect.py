@@ -70,7 +70,21 @@ def render(description: Mapping[str, Any]) -> str:
         lines.append(
             f"  {name:14} {graph['precision']:8} {_size(graph['bytes']):>9}  {error}{f', {note}' if note else ''}"
         )
+    for side, found in description["verified"].get("evaluation", {}).items():
+        lines.append(
+            f"  evaluated      {side}, {len(found['tasks'])} tasks on {found['run']['scenes']} scenes: {_loss(found)}"
+        )
     return "\n".join(lines)
+
+
+def _loss(found: Mapping[str, Any]) -> str:
+    if "largest" not in found:
+        return "no reference"
+    worst = found["largest"]
+    return (
+        f"largest loss {worst['loss']:.2%} ({worst['low']:.2%} to {worst['high']:.2%}), {worst['metric']} of "
+        f"{worst['task']}, against {found['against']}"
+    )
 
 
 def _signature(spec: TensorSpec) -> str:

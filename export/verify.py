@@ -40,6 +40,7 @@ BUDGETS = {
 }
 # On real tasks, where the budget of fp32 is of guided velocities too: text alone in int8 leaves the denoiser in fp32.
 TASK_BUDGETS = BUDGETS | {"float32": 5e-5}
+RECORDED = ("backends", "evaluation")  # what others than ``verify`` write beside its results
 
 
 def verify(
@@ -47,7 +48,7 @@ def verify(
 ) -> dict[str, Any]:
     """Measure the error of every graph and write it into the bundle's manifest.
 
-    What ``framert doctor --record`` wrote there stays.
+    What ``framert doctor --record`` and evaluate.py --record of benchmarks/blocks wrote there stays.
 
     Args:
         bundle: a bundle's folder.
@@ -81,7 +82,7 @@ def verify(
         "onnxruntime": onnxruntime.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    recorded = {name: value for name, value in opened.manifest.verified.items() if name == "backends"}
+    recorded = {name: value for name, value in opened.manifest.verified.items() if name in RECORDED}
     write_manifest(opened.path, replace(opened.manifest, verified=recorded | report))
     return report
 

@@ -24,6 +24,7 @@ from floors import format_table
 from kept import SUFFIX, Kept
 from measured import Measured
 from quality_rows import BENCH, quality_rows
+from recorded import record
 from scenes import Run, Sides, run_scenes
 from world import FIRST_TRAINING_SEED
 
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, help="processes; default one per core on the CPU, else 1")
     made.add_argument("--threads", type=int, help="of each process; default its share of the cores")
     made.add_argument("--rows", action="store_true", help="append to benchmarks/results/quality.csv (clean checkout)")
+    made.add_argument("--record", action="store_true", help="write the scores and losses into the bundle's manifest")
     made.add_argument("--summary", action="store_true", help="leave the values of single scenes out of --json")
     made.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="print JSON instead of the table, or write it to FILE too"
@@ -84,8 +86,10 @@ def arguments() -> argparse.Namespace:
         made.error("give a BUNDLE, or --compare with files")
     if given.compare is not None and len(given.compare) < 2:
         made.error("--compare takes the reference's file and at least one other")
-    if given.compare is not None and (given.rows or given.summary or given.against):
-        made.error("--compare measures nothing, so --rows, --summary and --against are not for it")
+    if given.compare is not None and (given.rows or given.summary or given.against or given.record):
+        made.error("--compare measures nothing, so --rows, --record, --summary and --against are not for it")
+    if given.record and is_checkpoint(given.bundle):
+        made.error("--record writes into a bundle's manifest; export the checkpoint and give the bundle")
     if given.floor is not None and given.compare is None and given.against is None:
         made.error("--floor stands beside a comparison; give --against or --compare too")
     if given.json not in (None, "-") and not Path(given.json).resolve().parent.is_dir():
@@ -172,6 +176,8 @@ def main() -> int:
             comparisons = [] if reference is None else [Comparison.of(reference, measured, floor)]
             content = measured.as_json(summary=given.summary)
             tables = [format_table(content)]
+            if given.record:
+                record(given.bundle, measured, comparisons)
             if given.rows:
                 path = environment.append(f"{BENCH}.csv", quality_rows(measured, comparisons, environment))
                 print(f"rows appended to {path}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The scoring script: exit codes, intervals, paired losses, and what its files hold."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from framert.export.inspect import describe, render
 from framert.runtime.bench.rows import Environment
+from framert.runtime.bundle import Bundle
 from framert.runtime.cameras import Cameras
 
 FOLDER = str(Path(__file__).parents[2] / "benchmarks" / "blocks")
@@ -23,6 +26,7 @@ import quality_rows  # noqa: E402
 import scenes  # noqa: E402
 from kept import Kept  # noqa: E402
 from measured import Measured  # noqa: E402
+from recorded import record  # noqa: E402
 
 sys.path.remove(FOLDER)
 
@@ -54,6 +58,8 @@ def test_a_bundle_that_cannot_be_opened_is_a_bad_call(damage, tmp_path, monkeypa
         ["--compare", "a.json", "b.json", "--rows"],
         ["b", "--floor", "a.json"],
         ["b", "--json", "missing/a.json"],
+        ["--compare", "a.json", "b.json", "--record"],
+        [str(Path(FOLDER).parents[1] / "models" / "blocks"), "--record"],
         ["b", "--scenes", "0"],
         ["b", "--jobs", "0"],
     ],
@@ -243,6 +249,28 @@ def test_rows_hold_scores_and_paired_losses():
     assert 0.01 < low.p50 < loss.p50 < high.p50
     assert loss.n == 40
     assert not any("gain_db_loss" in row.metric for row in rows)  # no continuous metric of its own
+
+
+def test_an_evaluation_goes_into_the_manifest(golden_bundle, tmp_path):
+    bundle = shutil.copytree(golden_bundle, tmp_path / "some.bundle")
+    reference, other = measured(), measured(0.03, 0.01, "ort-int8")
+    record(bundle, reference, [])
+    record(bundle, other, [comparison.Comparison.of(reference, other, measured(0.002, 0.01, "ov-bf16"))])
+    found = Bundle.open(bundle).manifest.verified["evaluation"]
+    assert set(found) == {"ort-fp32", "ort-int8"}
+    assert "losses" not in found["ort-fp32"]
+    assert found["ort-int8"]["run"]["scenes"] == 40
+    assert set(found["ort-int8"]["tasks"]["inpaint"]["psnr"]) == {"value", "low", "high"}
+    assert found["ort-int8"]["losses"]["image_to_depth"]["abs_rel"]["verdict"] == "beyond"
+    assert found["ort-int8"]["beyond"] == ["psnr of inpaint", "abs_rel of image_to_depth"]
+    assert found["ort-int8"]["floor"]["losses"]["inpaint"]["psnr"]["loss"] == pytest.approx(0.002, abs=0.01)
+    lines = render(describe(bundle)).splitlines()
+    assert lines[-2] == "  evaluated      ort-fp32, 2 tasks on 40 scenes: no reference"
+    largest = found["ort-int8"]["largest"]
+    assert lines[-1].startswith(
+        f"  evaluated      ort-int8, 2 tasks on 40 scenes: largest loss {largest['loss']:.2%} ("
+    )
+    assert lines[-1].endswith(f"{largest['metric']} of {largest['task']}, against ort-fp32")
 
 
 @pytest.mark.slow

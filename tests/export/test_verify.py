@@ -28,7 +28,8 @@ def bundle(golden_bundle: Path, tmp_path: Path) -> Path:
 def test_the_golden_bundle_is_within_budget_and_says_so(bundle: Path) -> None:
     assert "not verified" in render(describe(bundle))
     before = Bundle.open(bundle).manifest
-    recorded = {"backends": {"openvino:bf16": {"velocity_error": 0.01}}}  # as ``framert doctor --record`` writes
+    evaluation = {"openvino-bf16": {"run": {"scenes": 4}, "tasks": {}}}  # as evaluate.py --record writes
+    recorded = {"backends": {"openvino:bf16": {"velocity_error": 0.01}}, "evaluation": evaluation}
     write_manifest(bundle, replace(before, verified={**recorded, "tasks_not_run": "an older record"}))
     report = verify(bundle, CHECKPOINT, progress=False)
     print(table(report))
