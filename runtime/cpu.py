@@ -42,3 +42,20 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Return the physical cores this process may use: the threads that ONNX Runtime and OpenVINO take by default.
+
+    Logical cores that share one count once. Off Linux, and where the system does not say, the logical cores.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return cpu_cores()
+    siblings = set()
+    for core in os.sched_getaffinity(0):
+        file = topology / f"cpu{core}" / "topology" / "thread_siblings_list"
+        try:
+            siblings.add(file.read_text(encoding="ascii").strip())
+        except OSError:
+            return cpu_cores()
+    return len(siblings)

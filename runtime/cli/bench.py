@@ -23,7 +23,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.checkpoints import is_checkpoint
 from framert.runtime.cli import values
 from framert.runtime.cli.lazy import export_module
-from framert.runtime.cpu import cpu_cores
+from framert.runtime.cpu import physical_cores
 from framert.runtime.errors import ConfigError
 from framert.runtime.families import find_family, find_task
 from framert.runtime.job import prepare
@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of a bundle: what the backend computes in, where it has a choice; of a checkpoint: what to export it in",
     )
-    how.add_argument("--threads", type=int, metavar="N", help="threads inside an operator (default: all cores)")
+    how.add_argument(
+        "--threads", type=int, metavar="N", help="threads inside an operator (default: one per physical core)"
+    )
     gate = parser.add_argument_group("quality")
     gate.add_argument(
         "--reference", metavar="BUNDLE", help="whose pictures to compare with, made one by one (default: this bundle's)"
@@ -96,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check_output(Path(arguments.output))
     environment = Environment.capture(
         checkout(),
-        threads=arguments.threads or cpu_cores(),
+        threads=arguments.threads or physical_cores(),
         record=arguments.output is not None,
     )
     say = _silent if arguments.quiet else _say

@@ -271,3 +271,18 @@ def test_a_comparison_is_recorded_and_auto_reads_it(golden_bundle, tmp_path, cap
     half = np.isfinite(shown.get("openvino:bf16", {"velocity_error": np.inf})["velocity_error"])
     assert pipe.backend_name == ("openvino" if half else "onnxruntime")
     assert pipe.backend_reason
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [({0: "0", 1: "1"}, 2), ({0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, 2), ({0: "0-1", 1: "0-1"}, 1), ({0: "0"}, 2)],
+    ids=["no siblings", "two threads a core", "one core", "a file missing"],
+)
+def test_logical_cores_of_one_physical_core_count_once(lists, expected, tmp_path, monkeypatch):
+    allowed = set(lists) | {1}
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: allowed, raising=False)
+    for core, text in lists.items():
+        folder = tmp_path / f"cpu{core}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{text}\n")
+    assert cpu.physical_cores(tmp_path) == expected
