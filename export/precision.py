@@ -19,14 +19,15 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "fp8": "float8e4m3fn",
     }
 )
-# What a part can be made in, by target. The autoencoder and the conditioner run once and decide all steps: they stay in
-# fp32. T5 overflows fp16, in the residual stream too, where nothing cancels a factor.
+# What a part can be made in, by target. The autoencoder and the conditioner run once and decide all steps: they compute
+# in fp32, and their fp16 is of the weights as they are stored. T5 overflows fp16, in the residual stream too, where
+# nothing cancels a factor.
 ALLOWED: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "onnx": {
             "text_encoder": ("fp32", "int8", "int4"),
-            "vae": ("fp32",),
-            "conditioner": ("fp32",),
+            "vae": ("fp32", "fp16"),
+            "conditioner": ("fp32", "fp16"),
             "denoiser": ("fp32", "fp16", "int8", "int4"),
         },
         "tensorrt": {

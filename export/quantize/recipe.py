@@ -10,6 +10,7 @@ from framert.export.keep_high import KeepHigh
 from framert.export.quantize import block_int4, half, per_token, smoothing
 from framert.export.quantize.calibration import Activation
 from framert.export.quantize.smoothing import Floats, Link
+from framert.export.quantize.stored_half import store_half
 from framert.export.tensorrt.half import cast
 from framert.export.weights import Weight
 
@@ -58,8 +59,11 @@ class Recipe:
             signed: quantize activations to signed numbers, which TensorRT asks for.
         Returns: the weights of the rewritten graph.
         """
-        if name not in GRAPHS or word == "fp32":
+        if word == "fp32":
             return dict(weights)
+        if name not in GRAPHS:
+            assert word == "fp16", (name, word)
+            return store_half(model.graph, weights)
         graph = model.graph
         if word in HALVES:
             half.scale_eps(graph, self.factors)
