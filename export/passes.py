@@ -61,11 +61,7 @@ def fold_weights(graph: ir.Graph, parameters: list[ir.Value], weights: Mapping[s
         if len(sources) == len(inputs):
             known[node.outputs[0]] = fold(node, sources)
             stem = next(value.name for value in inputs if value in known)
-            name = f"{stem}_{node.op_type.lower()}"
-            taken = {value.name for value in known if value is not node.outputs[0]}
-            while name in taken:  # another part of the same tensor
-                name += "_too"
-            node.outputs[0].name = name
+            node.outputs[0].name = _free_name(f"{stem}_{node.op_type.lower()}", taken)
     needed: dict[str, Weight] = {}
     for node in list(graph):
         if node.outputs[0] in known:
