@@ -120,9 +120,9 @@ class _BesideDenoiser:
         for side in (self._exact, self._measured):
             side.reserve(text=text, rows=rows)
 
-    def write_text(self, begin: int, text_k: _Both, text_v: _Both) -> None:
-        self._exact.write_text(begin, text_k.exact, text_v.exact)
-        self._measured.write_text(begin, text_k.measured, text_v.measured)
+    def write_text(self, begin: int, *parts: _Both) -> None:
+        self._exact.write_text(begin, *(part.exact for part in parts))
+        self._measured.write_text(begin, *(part.measured for part in parts))
 
     def write_modulation(self, begin: int, modulation: _Both) -> None:
         self._exact.write_modulation(begin, modulation.exact)

@@ -13,14 +13,11 @@ from torch import nn
 
 from framert.export.checkpoint import Checkpoint
 from framert.export.plan import GraphPlan
-from framert.runtime.manifest import ModelSpec
+from framert.runtime.manifest import ModelSpec, TensorSpec
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 Watch = Callable[[Feeds, Array], None]
-INDICES = (
-    "source", "position", "frame", "q_range", "kv_range", "text_range", "guidance_index", "guidance_weight",
-)  # fmt: skip
 
 
 def load_model(plan: GraphPlan, checkpoint: Checkpoint) -> nn.Module:
@@ -77,53 +74,48 @@ class Oracle:
         return dict(zip(plan.outputs, outputs, strict=True))
 
     def denoiser(self) -> "OracleDenoiser":
-        return OracleDenoiser(self)
+        return OracleDenoiser(self, self._plans["denoiser"].inputs)
 
 
 class OracleDenoiser:
-    """The arenas and the state of one pack, in numpy; see ``runtime.backends.base.Denoiser``."""
+    """The arenas and the state of one pack, in numpy; see ``runtime.backends.base.Denoiser``.
 
-    def __init__(self, oracle: Oracle) -> None:
-        model = oracle.model
+    Args:
+        inputs: of the denoiser; what has an axis of "capacity" is filled by prompts, what has one of "rows" by
+            modulation.
+    """
+
+    def __init__(self, oracle: Oracle, inputs: Mapping[str, TensorSpec]) -> None:
         self._oracle = oracle
-        self._text_k = np.zeros((model.depth, 0, model.kv_heads, model.head_dim), np.float32)
-        self._text_v = self._text_k.copy()
-        self._modulation = np.zeros((0, 4 * model.depth + 1, model.hidden_size), np.float32)
+        self._tokens = {name: spec.shape.index("capacity") for name, spec in inputs.items() if "capacity" in spec.shape}
+        self._arenas = {name: _empty(inputs[name]) for name in (*self._tokens, "modulation")}
         self._indices: dict[str, Array] = {}
-        self._latents = self._history = self._velocity = np.zeros((0, model.token_width), np.float32)
+        self._latents = self._history = self._velocity = _empty(inputs["latents"])
 
     def reserve(self, *, text: int, rows: int) -> None:
-        more = text - self._text_k.shape[1], rows - len(self._modulation)
-        if more[0] > 0:
-            widen = ((0, 0), (0, more[0]), (0, 0), (0, 0))
-            self._text_k, self._text_v = np.pad(self._text_k, widen), np.pad(self._text_v, widen)
-        if more[1] > 0:
-            self._modulation = np.pad(self._modulation, ((0, more[1]), (0, 0), (0, 0)))
+        for name, arena in self._arenas.items():
+            axis, size = (self._tokens[name], text) if name in self._tokens else (0, rows)
+            more = [(0, max(size - length, 0) if index == axis else 0) for index, length in enumerate(arena.shape)]
+            self._arenas[name] = np.pad(arena, more)
 
-    def write_text(self, begin: int, text_k: Array, text_v: Array) -> None:
-        self._text_k[:, begin : begin + text_k.shape[1]] = text_k
-        self._text_v[:, begin : begin + text_v.shape[1]] = text_v
+    def write_text(self, begin: int, *parts: Array) -> None:
+        for (name, axis), part in zip(self._tokens.items(), parts, strict=True):
+            place = (slice(None),) * axis + (slice(begin, begin + part.shape[axis]),)
+            self._arenas[name][place] = part
 
     def write_modulation(self, begin: int, modulation: Array) -> None:
-        self._modulation[begin : begin + len(modulation)] = modulation
+        self._arenas["modulation"][begin : begin + len(modulation)] = modulation
 
     def padded(self, tokens: int) -> int:
         return tokens
 
     def bind(self, tables: Any, latents: Array, history: Array) -> None:
-        self._indices = {name: getattr(tables, name) for name in INDICES}
+        self._indices = tables.arrays()
         self._latents, self._history = latents, history
 
     def step(self, row: Array, update: Array) -> None:
-        feeds = self._indices | {
-            "latents": self._latents,
-            "history": self._history,
-            "row": row,
-            "modulation": self._modulation,
-            "text_k": self._text_k,
-            "text_v": self._text_v,
-            "update": update,
-        }
+        state = {"latents": self._latents, "history": self._history, "row": row, "update": update}
+        feeds = self._indices | self._arenas | state
         made = self._oracle.run("denoiser", feeds)
         self._latents, self._history, self._velocity = made["next_latents"], made["next_history"], made["velocity"]
         if self._oracle.watch is not None:
@@ -134,3 +126,8 @@ class OracleDenoiser:
 
     def velocity(self) -> Array:
         return self._velocity
+
+
+def _empty(spec: TensorSpec) -> Array:
+    """Return an array of the input's sizes, free ones 0."""
+    return np.zeros([side if isinstance(side, int) else 0 for side in spec.shape], np.float32)

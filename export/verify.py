@@ -161,10 +161,10 @@ def _compare(plan: GraphPlan, bundle: Bundle, checkpoint: Checkpoint) -> dict[st
     module = load_model(plan, checkpoint)
     smoothed = is_smoothed(bundle)
     if plan.name == "denoiser" and smoothed:
-        names = list(bundle.manifest.graphs["conditioner"].outputs)
+        made = list(bundle.manifest.graphs["conditioner"].outputs)
 
         def condition(given: cases.Case) -> Mapping[str, Array]:
-            return dict(zip(names, _condition(module.model, given), strict=True))
+            return dict(zip(made, _condition(module.model, given), strict=True))
 
         inputs = family.cases(plan.name, bundle.manifest, checkpoint, condition)
     errors = dict.fromkeys(names, 0.0)

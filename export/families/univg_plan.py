@@ -21,15 +21,14 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 
 
 class Conditioner(nn.Module):
-    """Hidden states, the pooled text where there is one, and noise levels -> text tokens and modulation."""
+    """Hidden states, the pooled text and noise levels -> text tokens and modulation."""
 
     def __init__(self, model: MMDiT) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        hidden_states, *pooled, noise_level = inputs
-        return self.model.condition(hidden_states, noise_level, *pooled)
+    def forward(self, hidden_states: Tensor, pooled: Tensor, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.condition(hidden_states, noise_level, pooled)
 
 
 class ImageEncoder(nn.Module):
@@ -50,7 +49,7 @@ class ImageEncoder(nn.Module):
 def plan_graphs(transformer: MMDiTConfig, text: TextLayout, checkpoint: Checkpoint) -> tuple[GraphPlan, ...]:
     """Return the graphs in the order they run."""
     slots, inputs = floats("slots", transformer.token_width), _denoiser_inputs(transformer)
-    pooled = {name: spec for name, spec in text.outputs.items() if name == "pooled"}
+    pooled = floats(transformer.pooled_width)
     vae_encoder, vae_decoder = vae_plans(checkpoint.configs["vae"])
     images = (_image_encoder(checkpoint, transformer.text_width),) if text.features else ()
     return (
@@ -61,7 +60,11 @@ def plan_graphs(transformer: MMDiTConfig, text: TextLayout, checkpoint: Checkpoi
             "conditioner",
             "transformer",
             lambda: Conditioner(MMDiT(transformer)),
-            {"hidden_states": floats("length", transformer.text_width), **pooled, "noise_level": floats("rows")},
+            {
+                "hidden_states": floats("length", transformer.text_width),
+                "pooled": pooled,
+                "noise_level": floats("rows"),
+            },
             {
                 "text": floats("length", transformer.hidden_size),
                 "modulation": floats("rows", transformer.modulation_count, transformer.hidden_size),
