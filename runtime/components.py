@@ -106,8 +106,8 @@ class Components:
             text: what the text encoder made of it, by name; without a pooled text that is zeros.
         """
         inputs = self._manifest.graphs["conditioner"].inputs
-        nothing = {"pooled": np.zeros(self._model.pooled_width, np.float32)}
-        feeds: dict[str, Array] = {name: (nothing | text)[name] for name in inputs if name != "noise_level"}
+        given = {"pooled": np.zeros(self._model.pooled_width, np.float32), **text}
+        feeds: dict[str, Array] = {name: given[name] for name in inputs if name != "noise_level"}
         feeds["noise_level"] = np.asarray(noise_levels, np.float32)
         with clocked(seconds, "conditioner"):
             return self._backend.run("conditioner", feeds)
