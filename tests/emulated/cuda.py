@@ -77,6 +77,9 @@ class Cuda:
         self.pinned: dict[int, Any] = {}
         self.graves: list[Any] = []  # freed memory stays mapped, poisoned: a late write is then found, not a crash
         self.streams: dict[int, _Stream] = {}
+        self.events: dict[
+            int, tuple[_Stream, list[bool]] | None
+        ] = {}  # where each was recorded, and whether it is past
         self.graphs: dict[int, list[Work]] = {}
         self.executables: dict[int, list[Work]] = {}
         self.contexts = threading.local()
@@ -243,16 +246,18 @@ class Cuda:
         return (self.sticky,)
 
     def cuEventCreate(self, flags: int) -> tuple[Any, ...]:
-        return self._ready(), [None]  # the work it waits for
+        name = next(self._names)
+        self.events[name] = None
+        return self._ready(), name
 
-    def cuEventRecord(self, event: list[Any], stream: int) -> tuple[Any, ...]:
+    def cuEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
         done = [False]
-        event[0] = (self.streams[int(stream)], done)
+        self.events[event] = (self.streams[int(stream)], done)
         return (self.put(stream, lambda: done.__setitem__(0, True)),)
 
-    def cuEventSynchronize(self, event: list[Any]) -> tuple[Any, ...]:
-        if event[0] is not None:
-            stream, done = event[0]
+    def cuEventSynchronize(self, event: int) -> tuple[Any, ...]:
+        if (recorded := self.events[event]) is not None:
+            stream, done = recorded
             while stream.queue and not done[0]:
                 stream.queue.pop(0)()
         return (self._ready() or self.sticky,)

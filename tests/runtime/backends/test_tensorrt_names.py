@@ -7,14 +7,18 @@ stand-in library: 10.3, 10.7, 10.9, 10.13, 10.16 and 11.4 have all of NAMES.
 import ast
 import inspect
 import re
+from enum import IntEnum
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from framert.runtime.backends.tensorrt import driver, library
+from framert.runtime.backends.tensorrt.device import Device
 from framert.runtime.backends.tensorrt.library import KINDS, NAMES, RTX_NAMES
+from framert.runtime.backends.tensorrt.memory import DeviceArray
 from framert.runtime.doctor import find_gpus
 from framert.runtime.errors import BackendError
 
@@ -86,6 +90,59 @@ def test_without_a_driver_the_real_package_is_refused_in_one_sentence():
         pytest.skip("there is one")
     with pytest.raises(BackendError, match=r"^backend 'tensorrt' needs an NVIDIA GPU with its driver, and .*$"):
         driver.Driver()
+
+
+class Recorder:
+    """Passes calls on to the emulated driver, and notes the arguments of one call of each function."""
+
+    def __init__(self, cuda):
+        self.cuda, self.calls = cuda, {}
+
+    def __getattr__(self, name):
+        found = getattr(self.cuda, name)
+        if not name.startswith("cu"):
+            return found
+
+        def call(*arguments):
+            self.calls.setdefault(name, arguments)
+            return found(*arguments)
+
+        return call
+
+
+def test_the_real_functions_take_the_arguments_they_are_given(machine, engine_bundle):
+    """Without a driver they read their arguments, and then find none: anything but a TypeError will do."""
+    if find_spec("cuda") is None or find_spec(driver.PACKAGE) is None:
+        pytest.skip("needs cuda-python: pip install 'cuda-python>=12.8'")
+    if find_gpus():
+        pytest.skip("a GPU would do what it is asked for")
+    recorder = Recorder(machine().cuda)
+    device = Device(recorder)
+    with device.use():
+        made = DeviceArray(device.driver, device.stream, (4,), "float32", "a test")
+        device.staging.send((made.address, np.zeros(2, np.float32)), (made.address, np.zeros(4, np.float32)))
+        device.staging._room(0, 1 << 12)
+        made.zero()
+        device.driver.copy(made.address, made.address + 8, 8, device.stream)
+        graph = device.driver.capture(device.stream, made.zero)
+        device.driver.launch(graph, device.stream)
+        device.driver.destroy_graph(graph)
+        made.read()
+        del made
+        device.driver.memory()
+        device.driver.collect()
+        with pytest.raises(BackendError):
+            device.driver.upload(0, 0, 4, 12345)
+    assert set(recorder.calls) == {name for name in driver_names() if name.startswith("cu")}
+    cuda = import_module(driver.PACKAGE)
+    for name, arguments in recorder.calls.items():
+        real = [
+            getattr(getattr(cuda, type(one).__name__), one.name) if isinstance(one, IntEnum) else one
+            for one in arguments
+        ]
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # its type differs from version to version
+            getattr(cuda, name)(*real)
+        assert not isinstance(caught.value, TypeError | ValueError | AttributeError), f"{name}: {caught.value}"
 
 
 def test_the_real_runtime_refuses_what_is_no_engine(tmp_path):
