@@ -86,6 +86,21 @@ def shapes(inputs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, tupl
     }
 
 
+def single_profile(manifest: Manifest, graph: str, capacity: Capacity) -> Profile:
+    """Return the profile of a graph for builders that take only one: that of the longest sequences."""
+    table = plan_profiles(manifest, capacity, plugin=False)[graph]
+    return max(table, key=lambda profile: profile["longest"][2] if "longest" in profile else 0)
+
+
+def written(inputs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, str]:
+    """Return a profile's least ("min"), best ("opt") and most ("max") shapes as trtexec reads them: ``a:1x16,b:4``."""
+    table = shapes(inputs, profile)
+    return {
+        word: ",".join(f"{name}:{'x'.join(str(side) for side in sizes[number])}" for name, sizes in table.items())
+        for number, word in enumerate(("min", "opt", "max"))
+    }
+
+
 def logit_bytes(model: ModelSpec, profile: Profile) -> int:
     """Return the bytes of one padded attention's logits at the largest sizes of a profile."""
     longest, text = (profile[axis][2] for axis in WINDOWS.values())

@@ -13,7 +13,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.checkpoints import cache_folder
 from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.manifest import Graph
-from framert.runtime.profiles import Capacity, Profile, plan_profiles, shapes
+from framert.runtime.profiles import Capacity, single_profile, written
 from framert.runtime.windows import WINDOWS
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -83,30 +83,14 @@ def tensorrt_options(bundle: Bundle, graph: str, version: str, capacity: Capacit
     if (allow := TENSORRT_PRECISIONS[spec.precision]) is not None:
         options[allow] = True
     if taken_whole(graph, spec):
-        options |= profile_options(spec, _profile(bundle, graph, capacity))
+        profile = single_profile(bundle.manifest, graph, capacity)
+        options |= {f"trt_profile_{word}_shapes": text for word, text in written(spec.inputs, profile).items()}
     return options
 
 
 def taken_whole(graph: str, spec: Graph) -> bool:
     """Return whether TensorRT takes a graph in one piece: all but a denoiser whose attention is a loop."""
     return graph != "denoiser" or set(WINDOWS) <= set(spec.inputs)
-
-
-def profile_options(spec: Graph, profile: Profile) -> dict[str, str]:
-    """Return a profile as the provider takes it: ``name:1x16x8x8,other:4`` for least, best and most."""
-    table = shapes(spec.inputs, profile)
-    return {
-        f"trt_profile_{word}_shapes": ",".join(
-            f"{name}:{'x'.join(str(side) for side in sizes[number])}" for name, sizes in table.items()
-        )
-        for number, word in enumerate(("min", "opt", "max"))
-    }
-
-
-def _profile(bundle: Bundle, graph: str, capacity: Capacity) -> Profile:
-    """Return the one profile that the provider takes: that of the longest sequences."""
-    profiles = plan_profiles(bundle.manifest, capacity, plugin=False)[graph]
-    return max(profiles, key=lambda profile: profile["longest"][2] if "longest" in profile else 0)
 
 
 def engine_cache(bundle: Bundle, version: str, capacity: Capacity) -> Path:

@@ -90,10 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.target:
         raise ConfigError("--target is missing; give a compute capability such as --target sm_89")
     builder = export_module("tensorrt.builder", NAME)
-    profiles = export_module("tensorrt.profiles", NAME)
     timing = export_module("tensorrt.timing", NAME)
-    given = ("tokens", "sequences", "frames", "rows", "text", "side", "attention_gib")
-    capacity = {name: value for name in given if (value := getattr(arguments, name)) is not None}
     cache = None if arguments.no_timing_cache else arguments.timing_cache or timing.default_folder()
     built = builder.build(
         arguments.bundle,
@@ -101,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         targets=arguments.target,
         backend=arguments.backend,
         precision=arguments.precision,
-        capacity=profiles.Capacity(**capacity),
+        capacity=_capacity(arguments),
         options=builder.Options(
             attention=arguments.attention,
             plugin_library=arguments.plugin_library,
@@ -118,10 +115,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _capacity(arguments: argparse.Namespace) -> Any:
+    given = ("tokens", "sequences", "frames", "rows", "text", "side", "attention_gib")
+    profiles = export_module("tensorrt.profiles", NAME)
+    return profiles.Capacity(**{name: value for name in given if (value := getattr(arguments, name)) is not None})
+
+
 def _write_padded(arguments: argparse.Namespace) -> int:
-    own = {"bundle", "output", "backend", "precision", "force", "quiet", "json", "verbose", "command", "parser"}
-    default = {name: arguments.parser.get_default(name) for name in vars(arguments)}
-    given = [name for name, value in vars(arguments).items() if name not in own and value != default[name]]
+    own = ("target", "attention", "plugin_library", "weight_streaming", "compatible", "timing_cache", "no_timing_cache")
+    given = [name for name in own if getattr(arguments, name) != arguments.parser.get_default(name)]
     if given:
         raise ConfigError(
             f"--{given[0].replace('_', '-')} is for engines, which ONNX Runtime builds when they first run; omit it"
@@ -130,6 +132,7 @@ def _write_padded(arguments: argparse.Namespace) -> int:
         arguments.bundle,
         arguments.output,
         precision=arguments.precision,
+        capacity=_capacity(arguments),
         force=arguments.force,
         progress=not arguments.quiet,
     )

@@ -5,9 +5,21 @@ import difflib
 from typing import NoReturn
 
 import framert
-from framert.runtime.cli import bench, build, compile_request, doctor, export, inspect, kernels, run, tasks, verify
+from framert.runtime.cli import (
+    bench,
+    build,
+    compile_request,
+    doctor,
+    estimate,
+    export,
+    inspect,
+    kernels,
+    run,
+    tasks,
+    verify,
+)
 
-COMMANDS = (tasks, run, compile_request, export, verify, inspect, build, bench, kernels, doctor)
+COMMANDS = (tasks, run, compile_request, export, verify, inspect, build, bench, kernels, doctor, estimate)
 EPILOG = """examples:
   framert export models/blocks -o blocks.bundle
   framert tasks blocks.bundle

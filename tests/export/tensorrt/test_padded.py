@@ -1,5 +1,7 @@
 """A bundle with padded attention: the same pictures on ONNX Runtime, and graphs that TensorRT takes whole."""
 
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,30 @@ def test_nothing_of_the_loop_is_left(padded):
     assert graph.inputs["window"].shape == ("longest",)
 
 
+def test_the_script_names_every_graph_with_its_sizes(golden_bundle, tmp_path):
+    out = tmp_path / "small"
+    words = ["--tokens=8,64", "--sequences=3", "--side=64", "-o", str(out), "--quiet"]
+    assert main(["build", str(golden_bundle), "--backend=onnxruntime", *words]) == 0
+    script = out / "trtexec.sh"
+    lines = [line for line in script.read_text().splitlines() if line.startswith('"$TRTEXEC"')]
+    bundle = Bundle.open(out)
+    assert len(lines) == len(bundle.manifest.graphs)
+    for line, (name, graph) in zip(lines, bundle.manifest.graphs.items(), strict=True):
+        assert f"--onnx={graph.files[0]} --saveEngine={name}.engine --stronglyTyped" in line
+        for word in ("min", "opt", "max"):
+            (text,) = re.findall(rf"--{word}Shapes=(\S+)", line)
+            dynamic = {key for key, spec in graph.inputs.items() if any(isinstance(side, str) for side in spec.shape)}
+            assert {part.split(":")[0] for part in text.split(",")} == dynamic
+    assert "window:32" in next(line for line in lines if "denoiser" in line).split("--maxShapes=")[1]
+    assert subprocess.run(["sh", "-n", script]).returncode == 0
+
+
+def test_tensorrt_10_3_has_its_operators(padded):
+    for name in Bundle.open(padded).manifest.graphs:
+        model = onnx.load(padded / f"{name}.onnx", load_external_data=False)
+        assert not {"RMSNormalization", "RotaryEmbedding"} & {node.op_type for node in model.graph.node}, name
+
+
 def test_a_request_compiled_for_the_source_fits(padded, golden_bundle):
     request = framert.Request(task="text_to_image", prompt="a cube", size=(32, 32), steps=1)
     compile_requests(Bundle.open(golden_bundle), [request]).check_bundle(Bundle.open(padded))
@@ -60,9 +86,9 @@ def test_bad_calls(padded, golden_bundle, tmp_path, capsys):
     with pytest.raises(BundleError, match="exists"):
         write_padded(golden_bundle, padded, progress=False)
     out = str(tmp_path / "out")
-    for word, says in (("--target=sm_87", "--target is for engines"), ("--tokens=8,16", "--tokens is for engines")):
+    for word in ("--target=sm_87", "--attention=aot"):
         assert main(["build", str(golden_bundle), "--backend=onnxruntime", word, "-o", out]) == 2
-        assert says in capsys.readouterr().err
+        assert f"{word.split('=')[0]} is for engines" in capsys.readouterr().err
     assert main(["build", str(golden_bundle), "-o", out]) == 2
     assert "--target is missing" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
