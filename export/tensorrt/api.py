@@ -158,8 +158,9 @@ class Api:
                 capability = getattr(trt.ComputeCapability, target.replace("sm_", "SM"))
                 if not config.set_compute_capability(capability, index):
                     raise BackendError(f"TensorRT-RTX {self.version} refuses to build for {' and '.join(targets)}")
-            # Or a call may allocate memory of its own, and cannot be captured in a CUDA graph.
-            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+            if not weight_streaming:  # which allocates by itself
+                # Or a call may allocate memory of its own, and cannot be captured in a CUDA graph.
+                config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if weight_streaming:
             config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if compatible != "none":

@@ -152,6 +152,7 @@ def test_fp32_stays_fp32_and_networks_are_strongly_typed() -> None:
     config = api.config(builder, ["sm_89", "sm_120"], weight_streaming=True, compatible="none")
     assert not config.get_flag(api.module.BuilderFlag.TF32)
     assert config.get_flag(api.module.BuilderFlag.WEIGHT_STREAMING)
+    assert not config.get_flag(api.module.BuilderFlag.REQUIRE_USER_ALLOCATION)  # the two do not go together
     assert config.num_compute_capabilities == 2
     assert config.get_compute_capability(1) == api.module.ComputeCapability.SM120
     assert network.get_flag(api.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
