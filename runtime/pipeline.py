@@ -47,9 +47,10 @@ def load(
     Args:
         bundle: the folder that ``framert export`` wrote; or a checkpoint's folder, which is exported first, once, into
             ``$FRAMERT_CACHE`` or the user's cache (needs the extra "export").
-        backend: "onnxruntime", "openvino" or "triton" (NVIDIA GPUs). A named backend is used or refused, never replaced
-            by another; "auto" takes "openvino" in bfloat16 where this CPU has it and the bundle was found to keep its
-            picture so, else "onnxruntime". ``Pipeline.backend_reason`` says why.
+        backend: "onnxruntime", "openvino" or "triton" (NVIDIA GPUs) for exported graphs, "tensorrt" for engines of
+            ``framert build``. A named backend is used or refused, never replaced by another; "auto" takes "tensorrt"
+            for engines, "openvino" in bfloat16 where this CPU has it and the bundle was found to keep its picture so,
+            else "onnxruntime". ``Pipeline.backend_reason`` says why.
         threads: threads inside an operator, of the backends for CPUs; None is one per physical core.
         precision: what the backend computes in where it has a choice ("openvino": "fp32" or "bf16"; "triton": "bf16",
             "fp16", "fp32", "int8" or "fp8"); None is its own.

@@ -10,9 +10,9 @@ from typing import Any
 
 import onnx
 
-from framert.export.tensorrt import profiles
 from framert.export.tensorrt.prepare import prepare
 from framert.kernels.plugin.launch import Launch, pack
+from framert.runtime import profiles
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 
 

@@ -8,7 +8,6 @@ from framert.runtime.backends.tensorrt.profiles import Profiles
 from framert.runtime.tables import Tables
 
 GRAPH = "denoiser"
-WINDOWS = {"window": "longest", "text_window": "text_longest"}  # inputs of engines without a plugin -> their axes
 AXES = ("tokens", "slots", "sequences", "frames", "longest", "text_longest")  # that a key names
 LEAST_SEQUENCES = 16  # a plugin's step is padded to; each empty one costs some programs
 

@@ -10,10 +10,11 @@ from framert.runtime.arrays import Floats
 from framert.runtime.backends.tensorrt.driver import Driver
 from framert.runtime.backends.tensorrt.engine import Call
 from framert.runtime.backends.tensorrt.memory import DeviceArray
-from framert.runtime.backends.tensorrt.shapes import WINDOWS, StepKey
+from framert.runtime.backends.tensorrt.shapes import StepKey
 from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Graph
 from framert.runtime.tables import Tables
+from framert.runtime.windows import WINDOWS
 
 _log = logging.getLogger("framert")
 STATE = ("latents", "history")  # a call reads them from one place and writes them, as next_NAME, to the other

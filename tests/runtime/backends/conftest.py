@@ -76,7 +76,7 @@ def engine_bundle(
     golden_bundle: Path, build_engines: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Engines of the golden checkpoint in standard operators, in three profiles. Read it, never change it."""
-    from framert.export.tensorrt.profiles import Capacity
+    from framert.runtime.profiles import Capacity
 
     output = tmp_path_factory.mktemp("engines") / "golden.engines"
     return build_engines(golden_bundle, output, capacity=Capacity(tokens=(64, 256), sequences=8, side=64))

@@ -60,7 +60,7 @@ def expected(golden_bundle):
 @pytest.fixture(scope="session")
 def engine_bundles(engine_bundle, golden_bundle, build_engines, tmp_path_factory):
     """Bundles of both kinds, and one whose attention is a plugin's."""
-    from framert.export.tensorrt.profiles import Capacity
+    from framert.runtime.profiles import Capacity
 
     capacity = Capacity(tokens=(64, 256), sequences=8, side=64)
     folder = tmp_path_factory.mktemp("kinds")
@@ -289,7 +289,7 @@ def test_warm_up_captures_what_requests_then_replay(machine, engine_bundle):
 def test_weights_are_streamed_where_engines_were_built_for_it(
     streamable, machine, golden_bundle, build_engines, tmp_path
 ):
-    from framert.export.tensorrt.profiles import Capacity
+    from framert.runtime.profiles import Capacity
 
     machine()
     capacity = Capacity(tokens=(64,), sequences=3, side=64)
@@ -319,7 +319,7 @@ def test_rtx_compiles_kernels_once_for_all_processes(machine, engine_bundles, tm
 
 @pytest.mark.parametrize("version", ["10.13.3.9", "10.16.1.11"])
 def test_engines_for_later_versions_run_in_them(version, machine, golden_bundle, build_engines, tmp_path):
-    from framert.export.tensorrt.profiles import Capacity
+    from framert.runtime.profiles import Capacity
 
     machine(version=version)
     capacity = Capacity(tokens=(64,), sequences=3, side=64)

@@ -17,7 +17,7 @@ PIPELINES = sorted(path.stem for path in GOLDEN.glob("pipeline_*.npz"))
 
 @pytest.fixture(scope="module")
 def engines(golden_bundle, build_engines, tmp_path_factory):
-    from framert.export.tensorrt.profiles import Capacity
+    from framert.runtime.profiles import Capacity
 
     output = tmp_path_factory.mktemp("golden") / "golden.engines"
     return build_engines(golden_bundle, output, capacity=Capacity(tokens=(64, 512), sequences=6, side=96))

@@ -7,6 +7,8 @@ stand-in library: 10.3, 10.7, 10.9, 10.13, 10.16 and 11.4 have all of NAMES.
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from enum import IntEnum
 from importlib import import_module
 from importlib.util import find_spec
@@ -143,6 +145,48 @@ def test_the_real_functions_take_the_arguments_they_are_given(machine, engine_bu
         with pytest.raises(Exception) as caught:  # noqa: PT011  # its type differs from version to version
             getattr(cuda, name)(*real)
         assert not isinstance(caught.value, TypeError | ValueError | AttributeError), f"{name}: {caught.value}"
+
+
+# In a process of its own: plugins are registered per process. The kernels stand in for those an engine brings.
+DRIVE = """
+import sys
+from types import SimpleNamespace
+import onnx
+import tensorrt_rtx as trt
+from framert.kernels.plugin import frame_attention
+from framert.runtime.backends.tensorrt import library
+
+plain = frame_attention.creator
+def creator(module):
+    made = plain(module)
+    make = made.create_plugin
+    def create_plugin(name, given, phase):
+        plugin = make(name, given, phase)
+        plugin.launches = [SimpleNamespace(target="sm_89", kernel_hash="0123456789abcdef0123")]
+        return plugin
+    made.create_plugin = create_plugin
+    return made
+
+frame_attention.creator = creator
+rtx = library.load("tensorrt-rtx")
+brought = rtx.register_plugin("FrameAttention")
+assert rtx.register_plugin("FrameAttention") is brought and not brought
+builder = trt.Builder(rtx._logger)
+network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+parser = trt.OnnxParser(network, rtx._logger)
+parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+assert parser.parse_from_file(sys.argv[1]), rtx.words()
+nodes = [node for node in onnx.load(sys.argv[1]).graph.node if node.op_type == "FrameAttention"]
+print(len(brought) == len(nodes) > 0, set(brought))
+"""
+
+
+def test_the_real_registry_calls_the_creator_that_notes_kernels(golden_bundle):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'framert[tensorrt-rtx]'")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVE, str(golden_bundle / "denoiser.onnx")], capture_output=True, text=True
+    )
+    assert done.stdout == "True {'sm_89:0123456789abcdef'}\n", done.stderr
 
 
 def test_the_real_runtime_refuses_what_is_no_engine(tmp_path):

@@ -328,7 +328,7 @@ def test_a_pack_outside_the_profiles_is_not_made(machine, engine_bundle):
 
 def test_arenas_stay_within_the_profiles(machine, golden_bundle, build_engines, tmp_path, refuses):
     """A prompt that nobody holds makes room; what is held at once and does not fit is refused alone."""
-    from framert.export.tensorrt.profiles import Capacity
+    from framert.runtime.profiles import Capacity
 
     machine()
     capacity = Capacity(
