@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends import openvino_attention, openvino_rotary, openvino_runs
+from framert.runtime.backends.base import check_family
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, give_back_memory
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
@@ -40,6 +41,7 @@ class OpenVinoBackend:
         openvino = import_openvino()
         check_threads(threads)
         check_kind(bundle, self.name)
+        check_family(bundle, self.name, ("onediffusion",))
         stored = bundle.manifest.graphs["denoiser"].precision
         if stored in ("float16", "bfloat16"):
             raise BackendError(
