@@ -1,6 +1,7 @@
 """The backend: which engines are on the device, calls of those around the denoiser, and a denoiser for each engine."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -16,6 +17,7 @@ from framert.runtime.backends.tensorrt.engine import Call, LoadedEngine
 from framert.runtime.backends.tensorrt.limits import EngineLimits
 from framert.runtime.backends.tensorrt.memory import DeviceArray
 from framert.runtime.backends.tensorrt.profiles import Profiles
+from framert.runtime.backends.tensorrt.rebuild import rebuild_command
 from framert.runtime.backends.tensorrt.shapes import CallSizes
 from framert.runtime.bundle import GRAPHS, Bundle
 from framert.runtime.errors import BackendError
@@ -43,7 +45,7 @@ class TensorRtBackend:
         self._device = device or Device()
         fit.check_gpu(bundle, self._device.driver.target, self._device.driver.gpu)
         self._bundle = bundle
-        self.profiles = Profiles.read(bundle.path, GRAPHS, fit.rebuild_command(bundle))
+        self.profiles = Profiles.read(bundle.path, GRAPHS, partial(rebuild_command, bundle))
         self._sizes = CallSizes(self.profiles)
         self.limits: Limits = EngineLimits(self.profiles, self._sizes, bundle.manifest.model.vae_factor)
         self._low_memory = low_memory

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from framert.runtime.backends.tensorrt.fit import check_kernels, for_other_versions, rebuild_command
+from framert.runtime.backends.tensorrt.fit import check_kernels, for_other_versions
 from framert.runtime.backends.tensorrt.kernel_cache import KernelCache, file_name
 from framert.runtime.backends.tensorrt.library import Library
 from framert.runtime.backends.tensorrt.memory import Activations
 from framert.runtime.backends.tensorrt.profiles import Profiles
+from framert.runtime.backends.tensorrt.rebuild import rebuild_command
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.manifest import TensorSpec

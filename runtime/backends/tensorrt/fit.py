@@ -2,35 +2,13 @@
 
 import re
 import shlex
-from typing import Any
 
-from framert.runtime.backends.tensorrt.library import KINDS, LIBRARY
+from framert.runtime.backends.tensorrt.library import KINDS
+from framert.runtime.backends.tensorrt.rebuild import how_built, rebuild_command
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
-from framert.runtime.manifest import PRECISION_WORDS
 
 AMPERE = 80
-
-
-def rebuild_command(bundle: Bundle, target: str | None = None) -> str:
-    """Return, in words, the command that builds a bundle's engines again. target: of another GPU than now."""
-    manifest = bundle.manifest
-    built = _built(bundle)
-    words = ["framert", "build", "ONNX_BUNDLE", "-o", str(bundle.path), "--force"]
-    words += ["--backend", manifest.target.get("kind", "tensorrt")]
-    for name in [target] if target else manifest.target.get("compute_capability", "").split(","):
-        words += ["--target", name]
-    precision = PRECISION_WORDS.get(manifest.graphs["denoiser"].precision)
-    if precision in ("fp16", "bf16"):
-        words += ["--precision", precision]
-    if attention := manifest.target.get("attention", "plugin" if "plugins" in manifest.target else ""):
-        words += ["--attention", attention]
-        words += ["--plugin-library", LIBRARY] if attention == "library" else []
-    if built.get("weight_streaming"):
-        words += ["--weight-streaming"]
-    if built.get("compatible", "none") != "none":
-        words += ["--compatible", str(built["compatible"])]
-    return f"build it again from the exported bundle: {shlex.join(words)}"
 
 
 def check_kind(bundle: Bundle) -> str:
@@ -62,23 +40,23 @@ def check_version(bundle: Bundle, version: str) -> None:
 def check_gpu(bundle: Bundle, target: str, gpu: str) -> None:
     """Raises: BackendError unless the engines, and kernels of ours in them, are for this compute capability."""
     targets = bundle.manifest.target.get("compute_capability", "").split(",")
-    ampere = _built(bundle).get("compatible") == "ampere+" and int(target.removeprefix("sm_")) >= AMPERE
+    ampere = how_built(bundle).get("compatible") == "ampere+" and int(target.removeprefix("sm_")) >= AMPERE
     if target not in targets and not ampere:
         raise BackendError(
             f"{bundle.path} was built for {' and '.join(targets)}, and this GPU ({gpu}) is {target}; "
-            f"{rebuild_command(bundle, target)}"
+            f"{rebuild_command(bundle, target=target)}"
         )
     if "kernels" in bundle.manifest.target and target not in (kernel.split(":")[0] for kernel in kernels(bundle)):
         held = ", ".join(kernel.split(":")[0] for kernel in kernels(bundle)) or "none"
         raise BackendError(
             f"{bundle.path} holds attention kernels for {held}, and this GPU ({gpu}) is {target}; "
-            f"{rebuild_command(bundle, target)}"
+            f"{rebuild_command(bundle, target=target)}"
         )
 
 
 def for_other_versions(bundle: Bundle) -> bool:
     """Return whether later releases of the same major version run the engines."""
-    return bool(_built(bundle).get("compatible") == "version")
+    return bool(how_built(bundle).get("compatible") == "version")
 
 
 def kernels(bundle: Bundle) -> list[str]:
@@ -94,11 +72,6 @@ def check_kernels(bundle: Bundle, graph: str, found: list[str]) -> None:
             f"{bundle.path}/{graph}.engine holds the attention kernel {strange[0]}, and its manifest names "
             f"{', '.join(known) or 'none'}; {rebuild_command(bundle)}"
         )
-
-
-def _built(bundle: Bundle) -> dict[str, Any]:
-    built = bundle.manifest.provenance.get("built")
-    return built if isinstance(built, dict) else {}
 
 
 def _numbers(version: str) -> list[int]:

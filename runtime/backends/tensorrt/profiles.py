@@ -1,7 +1,7 @@
 """The sizes that engines were built for, read from profiles.json: which profile takes a call, and what is refused."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from framert.runtime.errors import BackendError, BundleError
@@ -10,33 +10,33 @@ FILE = "profiles.json"
 Sizes = Mapping[str, int]
 Profile = Mapping[str, tuple[int, int, int]]  # axis -> least, best, most
 
-# Axis -> what it counts, and the option of `framert build` that sets its most.
+# Axis -> what it counts.
 WORDS = {
-    "tokens": ("model tokens, guidance branches counted", "--tokens"),
-    "sequences": ("sequences, one for each guidance branch and one for padding", "--sequences"),
-    "longest": ("model tokens of one sequence", "--tokens"),
-    "text_longest": ("text tokens of one prompt", "--text"),
-    "frames": ("frames", "--frames"),
-    "rows": ("modulation rows", "--rows"),
-    "capacity": ("text tokens", "--text"),
-    "height": ("pixels high", "--side"),
-    "width": ("pixels wide", "--side"),
-    "latent_height": ("latent pixels high", "--side"),
-    "latent_width": ("latent pixels wide", "--side"),
-    "length": ("text tokens of one prompt", "--text"),
+    "tokens": "model tokens, guidance branches counted",
+    "sequences": "sequences, one for each guidance branch and one for padding",
+    "longest": "model tokens of one sequence",
+    "text_longest": "text tokens of one prompt",
+    "frames": "frames",
+    "rows": "modulation rows",
+    "capacity": "text tokens",
+    "height": "pixels high",
+    "width": "pixels wide",
+    "latent_height": "latent pixels high",
+    "latent_width": "latent pixels wide",
+    "length": "text tokens of one prompt",
 }
 SHOWN = ("tokens", "sequences", "longest", "frames")  # of the denoiser's profiles, in the order they are told
 
 
 class Profiles:
-    """The profiles of every graph. rebuild: the command that builds the bundle again, without its sizes."""
+    """The profiles of every graph. rebuild: returns how to build them again, for an axis and its size if given."""
 
-    def __init__(self, table: Mapping[str, Sequence[Profile]], rebuild: str) -> None:
+    def __init__(self, table: Mapping[str, Sequence[Profile]], rebuild: Callable[..., str]) -> None:
         self._table = table
         self._rebuild = rebuild
 
     @classmethod
-    def read(cls, folder: Path, graphs: Sequence[str], rebuild: str) -> "Profiles":
+    def read(cls, folder: Path, graphs: Sequence[str], rebuild: Callable[..., str]) -> "Profiles":
         """Raises: BundleError if the file is missing or not what ``framert build`` writes."""
         file = folder / FILE
         try:
@@ -46,9 +46,9 @@ class Profiles:
                 for graph in graphs
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BundleError(f"{file} cannot be read ({error!r}); {rebuild}") from error
+            raise BundleError(f"{file} cannot be read ({error!r}); {rebuild()}") from error
         if empty := [graph for graph, profiles in table.items() if not profiles]:
-            raise BundleError(f"{file} has no profile of {', '.join(empty)}; {rebuild}")
+            raise BundleError(f"{file} has no profile of {', '.join(empty)}; {rebuild()}")
         return cls(table, rebuild)
 
     def of(self, graph: str) -> Sequence[Profile]:
@@ -81,14 +81,14 @@ class Profiles:
                 continue
             least, most = min(one[axis][0] for one in profiles), self.most(graph, axis)
             if not least <= size <= most:
-                what, option = WORDS.get(axis, (axis, ""))
-                more = f" with {option} {size} or more" if option and size > most else ""
-                return f"{graph} was asked for {size} {what}, and is built for {least} to {most}; {self._rebuild}{more}"
+                remedy = self._rebuild(axis=axis, size=size) if size > most else self._rebuild()
+                what = WORDS.get(axis, axis)
+                return f"{graph} was asked for {size} {what}, and is built for {least} to {most}; {remedy}"
         asked = ", ".join(f"{sizes[axis]} {axis}" for axis in SHOWN if axis in sizes)
         allowed = "; or ".join(
             ", ".join(f"{one[axis][2]} {axis}" for axis in SHOWN if axis in one and axis in sizes) for one in profiles
         )
-        return f"{graph} was asked for {asked}, and is built for up to {allowed}; {self._rebuild} for larger ones"
+        return f"{graph} was asked for {asked}, and is built for up to {allowed}; {self._rebuild()} for larger ones"
 
 
 def _outside(profile: Profile, sizes: Sizes) -> list[str]:

@@ -32,7 +32,11 @@ def profiles(denoiser):
         "vae_encoder": [side],
         "vae_decoder": [{f"latent_{name}": (2, 8, 64) for name in side}],
     }
-    return Profiles(table, "build it again: framert build X")
+    return Profiles(table, rebuild)
+
+
+def rebuild(axis="", size=0):
+    return f"build it again{f' for {size} {axis}' if axis else ''}"
 
 
 class Member:
@@ -65,16 +69,15 @@ def test_the_smallest_profile_that_takes_a_call(sizes, chosen):
 @pytest.mark.parametrize(
     ("sizes", "says"),
     [
-        ({"tokens": 1025}, "1025 model tokens, guidance branches counted, and is built for 1 to 1024; build it again: "
-         "framert build X with --tokens 1025 or more"),
-        ({"tokens": 0}, "0 model tokens, guidance branches counted, and is built for 1 to 1024; build it again: "
-         "framert build X"),
+        ({"tokens": 1025}, "1025 model tokens, guidance branches counted, and is built for 1 to 1024; build it again "
+         "for 1025 tokens"),
+        ({"tokens": 0}, "0 model tokens, guidance branches counted, and is built for 1 to 1024; build it again"),
         ({"tokens": 64, "sequences": 9}, "9 sequences, one for each guidance branch and one for padding, and is built "
-         "for 1 to 8; build it again: framert build X with --sequences 9 or more"),
+         "for 1 to 8; build it again for 9 sequences"),
         ({"tokens": 1024, "sequences": 5, "longest": 400, "frames": 2},
          "asked for 1024 tokens, 5 sequences, 400 longest, 2 frames, and is built for up to 256 tokens, 3 sequences, "
          "128 longest, 64 frames; or 1024 tokens, 3 sequences, 512 longest, 64 frames; or 1024 tokens, 8 sequences, "
-         "256 longest, 64 frames; build it again: framert build X for larger ones"),
+         "256 longest, 64 frames; build it again for larger ones"),
     ],
     ids=["tokens", "none", "sequences", "together"],
 )  # fmt: skip
