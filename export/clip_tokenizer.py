@@ -49,7 +49,7 @@ def _build(folder: Path) -> Any:
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     vocabulary, merges = _read_vocabulary(folder / "vocab.json"), _read_merges(folder / "merges.txt")
-    if absent := [token for token in (BEGIN, END) if token not in vocabulary]:
+    if absent := [token for token in (BEGIN, END, _pad_token(folder)) if token not in vocabulary]:
         raise CheckpointError(f"{folder}/vocab.json lacks {' and '.join(absent)}; CLIP's has them, so use that one")
     try:
         model = models.BPE(vocabulary, merges, unk_token=END, end_of_word_suffix=WORD_END, continuing_subword_prefix="")
@@ -66,7 +66,9 @@ def _build(folder: Path) -> Any:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (BEGIN, END)])
+    # What fills prompts up is a token of its own in them too: the second CLIP's is an exclamation mark.
+    special = dict.fromkeys((BEGIN, END, _pad_token(folder)))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     ends = [(token, vocabulary[token]) for token in (BEGIN, END)]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A {END}", special_tokens=ends)
     return tokenizer
@@ -97,12 +99,16 @@ def _read_merges(file: Path) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
-def _pad_id(folder: Path, tokenizer: Any) -> int:
+def _pad_token(folder: Path) -> str:
     token = read_tokenizer_config(folder).get("pad_token") or END
-    content = str(token["content"] if isinstance(token, dict) else token)
-    found = tokenizer.token_to_id(content)
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _pad_id(folder: Path, tokenizer: Any) -> int:
+    token = _pad_token(folder)
+    found = tokenizer.token_to_id(token)
     if found is None:
         raise CheckpointError(
-            f"{folder}/tokenizer_config.json fills prompts up with {content!r}, which the tokenizer does not know"
+            f"{folder}/tokenizer_config.json fills prompts up with {token!r}, which the tokenizer does not know"
         )
     return int(found)

@@ -41,6 +41,7 @@ def describe(bundle: str | os.PathLike[str]) -> dict[str, Any]:
             "max_frames": manifest.model.max_frames,
             "prompt_tokens": manifest.prompt_tokens,
             "guidance_branches": manifest.guidance_branches,
+            "tokens": {name: spec.max_tokens for name, spec in manifest.tokenizer_specs().items()},
         },
         "verified": dict(manifest.verified),
         "provenance": dict(manifest.provenance),
@@ -58,7 +59,7 @@ def render(description: Mapping[str, Any]) -> str:
         f"{model['kv_heads']}, softcap {model['softcap']:g}",
         f"  pictures       best near {limits['native_side']} pixels; sides are multiples of {limits['size_multiple']} "
         f"up to {limits['max_side']}; up to {limits['max_frames']} frames",
-        f"  prompts        {limits['prompt_tokens']} tokens",
+        f"  prompts        {_prompts(limits)}",
         f"  made from      {origin.get('checkpoint', 'unknown')}, {origin.get('date', 'date unknown')}, "
         f"framert {origin.get('framert', 'unknown')}",
     ]
@@ -85,6 +86,17 @@ def _loss(found: Mapping[str, Any]) -> str:
         f"largest loss {worst['loss']:.2%} ({worst['low']:.2%} to {worst['high']:.2%}), {worst['metric']} of "
         f"{worst['task']}, against {found['against']}"
     )
+
+
+def _prompts(limits: Mapping[str, Any]) -> str:
+    """Return how long prompts may be, by input of the text encoder where there are several."""
+    if len(limits["tokens"]) == 1:
+        return f"{limits['prompt_tokens']} tokens"
+    inputs: dict[int, list[str]] = {}
+    for name, count in limits["tokens"].items():
+        inputs.setdefault(count, []).append(name)
+    parts = [f"{count} for {' and '.join(names)}" for count, names in inputs.items()]
+    return ", ".join([parts[0].replace(" for ", " tokens for "), *parts[1:]])
 
 
 def _signature(spec: TensorSpec) -> str:

@@ -38,22 +38,28 @@ def model_shape(bundle: Bundle | str | os.PathLike[str]) -> ModelShape:
     )
 
 
+def _is_entry(name: str) -> bool:
+    """Say whether a weight is that of the product that enters a feed-forward layer, of any family."""
+    return "feed_forward.w1" in name or "ff.net.0.proj.weight" in name
+
+
 def _ffn(graph: onnx.GraphProto, hidden: int, file: Path) -> int:
     """Return the columns of the first gate: from the weight, or from the node where the weight is packed."""
     for initializer in graph.initializer:
-        if "feed_forward.w1" in initializer.name and len(initializer.dims) == 2 and hidden in initializer.dims:
+        if _is_entry(initializer.name) and len(initializer.dims) == 2 and hidden in initializer.dims:
             rows, columns = initializer.dims
             return int(columns if rows == hidden else rows)
     for node in graph.node:
-        if node.op_type == "MatMulNBits" and any("feed_forward.w1" in name for name in node.input):
+        if node.op_type == "MatMulNBits" and any(map(_is_entry, node.input)):
             return next(int(attribute.i) for attribute in node.attribute if attribute.name == "N")
     raise BundleError(f"{file} has no feed-forward layer; export the checkpoint again")
 
 
 def _norm_eps(graph: onnx.GraphProto, file: Path) -> float:
-    for node in graph.node:
-        if node.op_type in ("RMSNormalization", "SimplifiedLayerNormalization"):
+    """Return the epsilon of the norms that enter a layer: RMS norms, or layer norms where there are no others."""
+    for kinds in (("RMSNormalization", "SimplifiedLayerNormalization"), ("LayerNormalization",)):
+        for node in graph.node:
             for attribute in node.attribute:
-                if attribute.name == "epsilon":
+                if node.op_type in kinds and attribute.name == "epsilon":
                     return float(f"{attribute.f:.6g}")  # kept in fp32 there: 1e-05, not 9.99999974e-06
-    raise BundleError(f"{file} has no RMSNorm; export the checkpoint again")
+    raise BundleError(f"{file} has no norm; export the checkpoint again")

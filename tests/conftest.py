@@ -39,8 +39,8 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_stream_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a maker of tiny random checkpoints of MM-DiTs, as diffusers writes them; each is made once a session.
 
-    ``encoders``: those of "clip", "clip_2" and "t5" that it has, "t5 alone" being UniVG's own layout; the other
-    arguments replace values of transformer/config.json. Read a checkpoint, never change it.
+    ``encoders``: those of "clip", "clip_2" and "t5" that it has, "t5 alone" being UniVG's own layout, and "image"; the
+    other arguments replace values of transformer/config.json. Read a checkpoint, never change it.
     """
     made: dict[str, Path] = {}
 
@@ -89,6 +89,12 @@ def _two_streams(folder: Path, encoders: tuple[str, ...], transformer: dict[str,
         if name in encoders:
             shutil.copytree(GOLDEN / "checkpoint" / "text_encoder", folder / f"text_encoder{number}")
             shutil.copytree(GOLDEN / "checkpoint" / "tokenizer", folder / f"tokenizer{number}")
+    if "image" in encoders:
+        config = transformers.CLIPVisionConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, projection_dim=64,
+            image_size=28, patch_size=14,
+        )  # fmt: skip
+        save(transformers.CLIPVisionModelWithProjection(config), "image_encoder")
     return folder
 
 
