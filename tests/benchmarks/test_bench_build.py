@@ -26,7 +26,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.slow
 def test_rows_of_a_build(bench: ModuleType, tmp_path: Path) -> None:
     environment = Environment.capture(ROOT, threads=1, record=False)
-    bundle = bench._unpack(tmp_path)
+    bundle = bench._blocks(tmp_path, "fp16")
     rows = bench.measure(
         bundle, "blocks", "sm_89", "fp16", environment,
         backend="tensorrt-rtx", attention="padded", capacity=Capacity(tokens=(64,), sequences=2), rounds=1,
@@ -38,7 +38,25 @@ def test_rows_of_a_build(bench: ModuleType, tmp_path: Path) -> None:
     assert by_key["all", "build"].p50 == pytest.approx(sum(by_key[graph, "build"].p50 for graph in GRAPHS))
     engines = sum(by_key[graph, "engine"].p50 for graph in GRAPHS)
     assert engines < by_key["all", "peak_memory"].p50 < 4096
+    assert by_key["all", "plugins"].p50 == 0
     assert all(row.case.startswith("blocks fp16 sm_89 padded ") and row.tensorrt for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "attention", "backend", "found"),
+    [
+        ("fp8", "sm_86", "padded", "tensorrt-rtx", False),
+        ("fp8", "sm_120", "padded", "tensorrt-rtx", True),
+        ("int4", "sm_75", "padded", "tensorrt-rtx", False),
+        ("as-is", "sm_75", "plugin", "tensorrt-rtx", True),
+        ("fp16", "sm_89", "aot", "tensorrt-rtx", False),
+        ("fp16", "sm_89", "aot", "tensorrt", True),
+    ],
+)
+def test_what_does_not_exist_is_left_out(
+    bench: ModuleType, precision: str, target: str, attention: str, backend: str, found: bool
+) -> None:
+    assert bench.exists(precision, [target], attention, backend) is found
 
 
 def test_a_refusal_crosses_the_process(bench: ModuleType, tmp_path: Path) -> None:
@@ -48,7 +66,7 @@ def test_a_refusal_crosses_the_process(bench: ModuleType, tmp_path: Path) -> Non
             tmp_path,
             "none",
             "sm_88",
-            None,
+            "as-is",
             environment,
             backend="tensorrt-rtx",
             attention="padded",
