@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import maps
 import numpy as np
 import scoring
 from frames import MAX_THINGS, SceneFrames, caption
+from judge import open_judge
 from PIL import Image
 from world import Float
 
@@ -15,14 +17,19 @@ import framert
 from framert.runtime.camera_errors import rotation_errors
 
 Scores = dict[str, float]
+CHECK_TASK = "image_to_depth"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request and how its result is scored."""
+    """One request and how its result is scored.
+
+    check: of the result, a request for CHECK_TASK that its score needs too; None where nothing has to be estimated.
+    """
 
     request: dict[str, Any]
     score: Callable[[framert.Result], Scores]
+    check: "Callable[[framert.Result], Case] | None" = None
 
 
 def picture_of(pixels: Float) -> Image.Image:
@@ -54,12 +61,13 @@ def case_of(task: str, frames: SceneFrames) -> Case:
     if task.endswith("_to_image") and task != "text_to_image":
         kind = task.removesuffix("_to_image")
         request = {"images": given(kind), "prompt": words, **extra}
-        return Case(request, lambda result: scoring.colours_in_place(result.pixels[0], frames))
+        check = partial(_depth_check, frames=frames) if kind == "depth" else None
+        return Case(request, lambda result: _picture_scores(result.pixels[0], frames), check)
     references = [f"reference{index}" for index in range(len(scene.things))]
     captions = [f"a {thing.shape}" for thing in scene.things]
     cases: dict[str, Callable[[], Case]] = {
         "text_to_image": lambda: Case(
-            {"prompt": words}, lambda result: scoring.colours_shown(result.pixels[0], frames)
+            {"prompt": words}, lambda result: _objects(result.pixels[0], frames)
         ),
         "deblur": lambda: Case({"images": given("blur")}, lambda result: _gain(result.pixels[0], frames, "blur", None)),
         "inpaint": lambda: Case(
@@ -72,14 +80,14 @@ def case_of(task: str, frames: SceneFrames) -> Case:
         ),
         "identity": lambda: Case(
             {"images": given(*references), "captions": captions, "prompt": caption(scene, plain=len(references))},
-            lambda result: scoring.colours_shown(result.pixels[0], frames),
+            lambda result: _objects(result.pixels[0], frames),
         ),
         "subject": lambda: Case(
             {
                 "images": given("reference0"), "captions": captions[:1], "item": scene.things[0].shape,
                 "prompt": caption(scene, plain=1),
             },
-            lambda result: scoring.colours_shown(result.pixels[0], frames),
+            lambda result: _objects(result.pixels[0], frames, item=True),
         ),
         "image_to_multiview": lambda: Case(
             {"images": given("picture"), "cameras": cameras_of(frames, 2), "prompt": words},
@@ -88,12 +96,40 @@ def case_of(task: str, frames: SceneFrames) -> Case:
         "text_to_multiview": lambda: Case(
             {"cameras": cameras_of(frames, 2), "prompt": words},
             lambda result: {
-                "colours": float(np.mean([scoring.colours_shown(each, frames)["colours"] for each in result.pixels]))
+                "colours": float(np.mean([scoring.colours_shown(each, frames)["colours"] for each in result.pixels])),
+                "things": float(np.mean([_objects(each, frames)["things"] for each in result.pixels])),
             },
         ),
         "camera_pose": lambda: Case({"images": given("picture", "view1")}, lambda result: _pose_scores(result, frames)),
     }  # fmt: skip
     return cases[task]()
+
+
+def _objects(picture: Float, frames: SceneFrames, *, item: bool = False) -> Scores:
+    """Return which of the scene's things a picture shows, and whether it shows them all: objects.
+
+    colours: share of the things whose colour is there; things: whose colour and shape are there; item: if asked for,
+    whether the first is.
+    """
+    present = open_judge(side=picture.shape[1]).present(picture, frames.story.scene.things)
+    scores = {"objects": float(all(present)), "things": float(np.mean(present))}
+    return scoring.colours_shown(picture, frames) | scores | ({"item": float(present[0])} if item else {})
+
+
+def _picture_scores(picture: Float, frames: SceneFrames) -> Scores:
+    """Scores of a picture that was made from a map of the scene: what it shows, and where."""
+    found = scoring.colours_in_place(picture, frames) | {"mask_iou": scoring.masks_kept(picture, frames)}
+    objects = _objects(picture, frames)
+    return found | {name: objects[name] for name in ("objects", "things")}
+
+
+def _depth_check(result: framert.Result, frames: SceneFrames) -> Case:
+    """Have the depth of a picture estimated that was made from a depth map, and compare with the map."""
+
+    def score(estimate: framert.Result) -> Scores:
+        return {"reestimated_abs_rel": _map_scores("depth", estimate, frames)["abs_rel"]}
+
+    return Case({"images": [result.images[0]]}, score)
 
 
 def _map_scores(kind: str, result: framert.Result, frames: SceneFrames) -> Scores:
@@ -153,6 +189,11 @@ TASKS = (
     *(f"{kind}_to_image" for kind in ("depth", "semantic", "boxes", "canny", "hed", "pose")),
     "deblur", "inpaint", "edit", "identity", "subject", "image_to_multiview", "text_to_multiview", "camera_pose",
 )  # fmt: skip
+
+
+JUDGED = frozenset(
+    task for task in TASKS if task.endswith("_to_image") or task in ("identity", "subject", "text_to_multiview")
+)  # whose scores take a trained judge
 
 
 def pictures_of(task: str) -> set[str]:

@@ -16,7 +16,7 @@ RATIOS = {
     "error_over_constant": ("error", "error_of_constant"),
     "rotation_over_identity": ("rotation_degrees", "identity_degrees"),
 }
-LESS_IS_BETTER = {"error", "abs_rel", "rotation_degrees", "centre_error", *RATIOS}
+LESS_IS_BETTER = {"error", "abs_rel", "reestimated_abs_rel", "rotation_degrees", "centre_error", *RATIOS}
 NOT_SCORES = {
     "error_of_constant",
     "identity_degrees",

@@ -1,15 +1,20 @@
 """What an evaluation measured: settings and a value for every task, metric and scene; and its JSON."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from heldout import novelty
 from intervals import estimate, metrics_of
+from world import sample_scene
 
 RUN = "_run"  # beside the tasks in the JSON; no task begins with an underscore
 SETTINGS = ("first", "scenes", "steps", "guidance", "side")  # that must agree for two to be compared
 DIGITS = 6  # of what is stored
+WORDED = {"objects", "things", "item", "success"}  # metrics of obeying words: also by what was held out of training
+GROUPS = {"": "known", "things": "new_things", "pairs": "new_pairs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,9 @@ class Measured:
     def as_json(self, *, summary: bool = False) -> dict[str, Any]:
         """Return {task: {metric: {value, low, high, values}, "scenes": n}} and the settings.
 
+        Tasks that words drive have rows "task/known", "task/new_things" and "task/new_pairs" too: the scenes with
+        nothing that was held out of training, and those with something.
+
         Args:
             summary: leave out the scenes' values and the settings: figures to commit, not to compare in pairs.
         """
@@ -41,7 +49,22 @@ class Measured:
                 values = {"values": [_short(value) for value in columns[metric]]} if metric in columns else {}
                 content[task][metric] = figures if summary else figures | values
             content[task]["scenes"] = len(next(iter(columns.values())))
+            if not WORDED.isdisjoint(columns):
+                content |= {f"{task}/{name}": row for name, row in self._by_novelty(columns)}
         return content
+
+    def _by_novelty(self, columns: dict[str, list[float]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Return (group, its metrics) for the groups that have scenes."""
+        first = self.run["first"]
+        kinds = [novelty(sample_scene(first + index)) for index in range(len(next(iter(columns.values()))))]
+        for kind, name in GROUPS.items():
+            part = {metric: [value for value, each in zip(values, kinds, strict=True) if each == kind]
+                    for metric, values in columns.items() if metric in WORDED}  # fmt: skip
+            if kind in kinds:
+                figures = {metric: asdict(estimate(part, metric)) for metric in part}
+                shortened = {metric: {name: _short(value) for name, value in each.items()}
+                             for metric, each in figures.items()}  # fmt: skip
+                yield name, shortened | {"scenes": kinds.count(kind)}
 
     @classmethod
     def read(cls, path: Path) -> "Measured":
@@ -51,7 +74,7 @@ class Measured:
             tasks = {
                 task: {name: figures["values"] for name, figures in metrics.items() if "values" in _of_metric(figures)}
                 for task, metrics in content.items()
-                if task != RUN
+                if task != RUN and "/" not in task
             }
             return cls({name: content[RUN][name] for name in (*SETTINGS, "impl", "model")}, tasks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

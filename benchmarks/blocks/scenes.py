@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import Case, Scores, case_of, pictures_of
+from cases import CHECK_TASK, JUDGED, Case, Scores, case_of, pictures_of
 from frames import SceneFrames, scene_frames
+from judge import open_judge
 from kept import Array, Kept
 from world import Float
 
@@ -67,6 +68,8 @@ def run_scenes(sides: Sides, run: Run, jobs: int) -> tuple[Values, Values, Kept]
         jobs: processes; each opens the bundle for itself and takes a share of the scenes.
     Raises: FramertError for a bundle that cannot be opened or run.
     """
+    if not JUDGED.isdisjoint(run.tasks):
+        open_judge(side=run.side)  # trained here where it is not yet, and not by every process
     each = min(AT_ONCE, -(-run.scenes // jobs))
     parts = [range(at, min(at + each, run.scenes)) for at in range(0, run.scenes, each)]
     if jobs == 1:
@@ -121,6 +124,10 @@ def _run_part(
         exact = own if stored is None else stored
         for side, made in enumerate(results):
             scores = [case.score(result) for case, result in zip(cases, made, strict=True)]
+            checks = [case.check(result) for case, result in zip(cases, made, strict=True) if case.check is not None]
+            if checks:
+                estimates = _results(pipes[side], CHECK_TASK, checks, run, part)
+                scores = [row | check.score(each) for row, check, each in zip(scores, checks, estimates, strict=True)]
             if stored is not None or len(pipes) > 1:
                 distances = _distances(pipes[side], exact, task, made, part)
                 scores = [row | each for row, each in zip(scores, distances, strict=True)]

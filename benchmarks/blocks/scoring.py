@@ -3,9 +3,8 @@
 import numpy as np
 from frames import SceneFrames
 from numpy.typing import NDArray
+from regions import Mask, spread
 from world import COLOURS, GROUNDS, SKY, Float
-
-Mask = NDArray[np.bool_]
 
 SHADES = (0.45, 1.15)  # how dark and how bright the world's light makes a colour
 PRESENT = 0.015  # share of the picture from which on a colour counts as shown; the smallest things cover 3 %
@@ -50,6 +49,21 @@ def colours_in_place(picture: Float, frames: SceneFrames) -> dict[str, float]:
         "colours_anywhere": anywhere,
         "psnr": decibels(picture, frames.pictures["picture"]),
     }
+
+
+def masks_kept(picture: Float, frames: SceneFrames) -> float:
+    """Return the mean IoU of the things' masks with the regions that the picture has in their places.
+
+    A thing's region is of the colour, whatever it is, that most of the thing's pixels show, while it hangs together.
+    """
+    classes, overlaps = colour_classes(picture), []
+    for index in range(len(frames.story.scene.things)):
+        where = frames.rendering.thing == index
+        if where.any():
+            shown = np.bincount(classes[where], minlength=len(COLOURS) + 1)[: len(COLOURS)]
+            region = spread(where, classes == shown.argmax()) if shown.any() else np.zeros_like(where)
+            overlaps.append(overlap(region, where))
+    return float(np.mean(overlaps))
 
 
 def edit_score(picture: Float, frames: SceneFrames) -> dict[str, float]:
