@@ -217,11 +217,13 @@ class Engine:
         return config
 
     def create_execution_context(self, given: Any) -> "Context":
-        if self.trt.rtx:
-            assert given.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
         strategy = given.strategy if self.trt.rtx else given
         assert strategy is self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        return Context(self, given.cache if self.trt.rtx else None)
+        if not self.trt.rtx:
+            return Context(self, None, specialized=False)
+        kernels = given.dynamic_shapes_kernel_specialization_strategy.name
+        assert kernels in ("EAGER", "NONE")
+        return Context(self, given.cache, specialized=kernels == "EAGER")
 
     def output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         key = tuple(sorted(shapes.items()))
@@ -257,8 +259,8 @@ class RuntimeCache:
 
 
 class Context:
-    def __init__(self, engine: Engine, cache: RuntimeCache | None) -> None:
-        self.engine, self.cache = engine, cache
+    def __init__(self, engine: Engine, cache: RuntimeCache | None, *, specialized: bool) -> None:
+        self.engine, self.cache, self.specialized = engine, cache, specialized
         self.profile: int | None = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -329,10 +331,11 @@ class Context:
         shapes, addresses, block = dict(self.shapes), dict(self.addresses), self.block
         outputs = engine.output_shapes(shapes)
         captured = trt.cuda.streams[stream].captured is not None
-        if self.cache is not None and str(shapes) not in self.cache.shapes:
+        kernels = str(shapes) if self.specialized else "any"
+        if self.cache is not None and kernels not in self.cache.shapes:
             assert not captured, "kernels are compiled in the first call of a shape"
             trt.compiled += 1
-            self.cache.shapes.add(str(shapes))
+            self.cache.shapes.add(kernels)
         changes = self.changes if captured else None
         trt.calls.append((engine.name, self.profile, shapes))
 

@@ -59,7 +59,8 @@ class TensorRtBackend:
         arrays = {name: np.ascontiguousarray(values, spec.inputs[name].dtype) for name, values in feeds.items()}
         profile = self.profiles.choose(graph, self._sizes_of(graph, arrays))
         with self._device.use() as device:
-            if graph not in self._runs or graph not in self._engines:
+            self._load(graph)
+            if graph not in self._runs:
                 (self._runs[graph],) = self.calls(graph, 1)
             call = self._runs[graph]
             call.shape(profile, {name: array.shape for name, array in arrays.items()})

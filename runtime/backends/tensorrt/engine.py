@@ -18,6 +18,7 @@ TYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
     "INT8": "int8",
 }  # fmt: skip
+VARYING = ("text_encoder", "conditioner")  # every prompt has a length of its own, and these graphs are cheap
 
 
 class LoadedEngine:
@@ -48,7 +49,7 @@ class LoadedEngine:
         self.size = int(self._engine.device_memory_size_v2)
         digest = bundle.manifest.files[self.spec.files[0]].sha256
         self._kernels = KernelCache(file_name(graph, digest, gpu, library.version))
-        self._settings = library.context_settings(self._engine, self._kernels)
+        self._settings = library.context_settings(self._engine, self._kernels, specialized=graph not in VARYING)
         self._met: set[Any] = set()
 
     def context(self) -> Any:

@@ -47,7 +47,7 @@ RTX_NAMES = {
         "create_runtime_cache", "dynamic_shapes_kernel_specialization_strategy",
         "set_execution_context_allocation_strategy", "set_runtime_cache",
     ),
-    "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
+    "DynamicShapesKernelSpecializationStrategy": ("EAGER", "NONE"),
 }  # fmt: skip
 LIBRARY, LIBRARY_VARIABLE = "libframert_plugin.so", "FRAMERT_PLUGIN_LIBRARY"  # the launcher of kernels/plugin/cpp
 NO_DRIVER = "cudaError 35"  # in every error of TensorRT-RTX on a machine without a driver, whatever its cause
@@ -119,20 +119,21 @@ class Library:
         engine.weight_streaming_budget_v2 = budget
         return budget
 
-    def context_settings(self, engine: Any, kernels: KernelCache) -> Any:
+    def context_settings(self, engine: Any, kernels: KernelCache, *, specialized: bool) -> Any:
         """Return what contexts of an engine are made with: without memory of their own.
 
         Args:
             kernels: of TensorRT-RTX, which compiles them as shapes come.
+            specialized: TensorRT-RTX compiles kernels for each shape before its first call, else one set for all. Never
+                in the background: what is captured stays as it is, and the same call gives the same bits again.
         """
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.kind != "tensorrt-rtx":
             return strategy
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        # Kernels for a shape at once, not in the background: what is captured stays as it is.
-        eager = self.module.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.dynamic_shapes_kernel_specialization_strategy = eager
+        strategies = self.module.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER if specialized else strategies.NONE
         kernels.attach(config)
         return config
 
