@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,15 +77,24 @@ class Oracle:
         return OracleDenoiser(self, self._plans["denoiser"].inputs)
 
 
+class Runs(Protocol):
+    """Runs the graph "denoiser"; see ``Oracle``."""
+
+    watch: Watch | None
+
+    def run(self, graph: str, feeds: Feeds) -> Mapping[str, Array]: ...
+
+
 class OracleDenoiser:
     """The arenas and the state of one pack, in numpy; see ``runtime.backends.base.Denoiser``.
 
     Args:
+        oracle: makes every step.
         inputs: of the denoiser; what has an axis of "capacity" is filled by prompts, what has one of "rows" by
             modulation.
     """
 
-    def __init__(self, oracle: Oracle, inputs: Mapping[str, TensorSpec]) -> None:
+    def __init__(self, oracle: Runs, inputs: Mapping[str, TensorSpec]) -> None:
         self._oracle = oracle
         self._tokens = {name: spec.shape.index("capacity") for name, spec in inputs.items() if "capacity" in spec.shape}
         self._arenas = {name: _empty(inputs[name]) for name in (*self._tokens, "modulation")}

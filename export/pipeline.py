@@ -26,9 +26,9 @@ from framert.export.quantize.recipe import HALVES, Recipe
 from framert.export.trace import name_ends, parameters, stored_shapes, trace
 from framert.export.verify import faults
 from framert.export.weights import write_model
-from framert.runtime import backends
+from framert.export.written import runner
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
-from framert.runtime.errors import ConfigError
+from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.manifest import Graph, Manifest, ModelSpec
 
 
@@ -133,10 +133,10 @@ def _functions(model: ir.Model, softcap: float, dtype: int) -> list[onnx.Functio
 
 def _tasks(bundle: Bundle, oracle: Oracle) -> dict[str, Any]:
     """Return what real tasks show of a new bundle. Raises: ConfigError if they show that it must not be used."""
-    for graph in bundle.manifest.graphs.values():
-        if graph.precision in precisions.NOT_RUN:
-            return {"tasks_not_run": precisions.NOT_RUN[graph.precision]}
-    tasks = fidelity.measure(bundle, backends.create("onnxruntime", bundle, threads=None), oracle)
+    try:
+        tasks = fidelity.measure(bundle, runner(bundle), oracle)
+    except BackendError as error:
+        raise ConfigError(f"this export cannot be measured here: {error}; --unchecked makes it all the same") from error
     if found := faults(tasks, bundle):
         raise ConfigError(
             f"on real tasks {' and '.join(found)}, which is no rounding any more; choose another precision"

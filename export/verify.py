@@ -1,4 +1,4 @@
-"""Compare every graph of a bundle, in ONNX Runtime, with the torch model it was traced from."""
+"""Compare every graph of a bundle with the torch model it was traced from: in ONNX Runtime, or as it is written."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ from framert.export.oracle import Oracle, load_model, run_model
 from framert.export.plan import GraphPlan
 from framert.export.quantize.recipe import SMOOTHED
 from framert.export.trace import stored_shapes
-from framert.runtime import backends
+from framert.export.written import runner
 from framert.runtime.bundle import Bundle, write_manifest
-from framert.runtime.errors import BackendError, CheckpointError
+from framert.runtime.errors import CheckpointError
 from framert.runtime.manifest import Graph
 
 Array = NDArray[Any]
@@ -61,7 +61,6 @@ def verify(
         ONNX Runtime cannot run the bundle.
     """
     opened = Bundle.open(bundle)
-    _check_runs(opened)
     source = open_checkpoint(checkpoint)
     plans = _matching_plans(opened, source)
     graphs: dict[str, Any] = {}
@@ -117,19 +116,8 @@ def faults(tasks: Mapping[str, Any], bundle: Bundle) -> list[str]:
     return found
 
 
-def _check_runs(bundle: Bundle) -> None:
-    refused = [name for name, graph in bundle.manifest.graphs.items() if graph.precision in precisions.NOT_RUN]
-    if refused:
-        why = precisions.NOT_RUN[bundle.manifest.graphs[refused[0]].precision]
-        raise BackendError(
-            f"{bundle.path} cannot be verified here: {why}, which its {' and '.join(refused)} would need; verify an "
-            "export of the same checkpoint in another precision"
-        )
-
-
 def _run_tasks(bundle: Bundle, checkpoint: Checkpoint, plans: Sequence[GraphPlan]) -> dict[str, Any]:
-    backend = backends.create("onnxruntime", bundle, threads=None)
-    tasks = fidelity.measure(bundle, backend, Oracle(plans, checkpoint, bundle.manifest.model))
+    tasks = fidelity.measure(bundle, runner(bundle), Oracle(plans, checkpoint, bundle.manifest.model))
     return {"tasks": tasks | {"passed": not faults(tasks, bundle)}}
 
 
@@ -153,7 +141,7 @@ def _matching_plans(bundle: Bundle, checkpoint: Checkpoint) -> tuple[GraphPlan, 
 
 
 def _compare(plan: GraphPlan, bundle: Bundle, checkpoint: Checkpoint) -> dict[str, Any]:
-    family, backend = find_family(checkpoint), backends.create("onnxruntime", bundle, threads=None)
+    family, backend = find_family(checkpoint), runner(bundle)
     inputs = family.cases(plan.name, bundle.manifest, checkpoint, lambda given: backend.run("conditioner", given))
     names = list(plan.outputs)
     # Its session is gone before the oracle's weights come: a full-size graph and its oracle do not fit together.
@@ -204,5 +192,5 @@ def _condition(model: Any, given: cases.Case) -> list[Array]:
 
 
 def _outputs(bundle: Bundle, name: str, inputs: Sequence[cases.Case]) -> list[Mapping[str, Array]]:
-    backend = backends.create("onnxruntime", bundle, threads=None)
+    backend = runner(bundle)
     return [backend.run(name, case) for case in inputs]

@@ -21,6 +21,7 @@ from framert.export.quantize import calibration, half, prepare, smoothing
 from framert.export.quantize.recipe import Recipe
 from framert.export.verify import BUDGETS, _compare, faults, is_smoothed, table, verify
 from framert.export.weights import Weight
+from framert.export.written import runner
 from framert.runtime import backends
 from framert.runtime.bundle import Bundle, file_specs, write_manifest
 from framert.runtime.errors import ConfigError
@@ -195,6 +196,19 @@ def test_fp8_is_within_its_budget(model):
     report = _compare(plan, bundle, model.checkpoint)
     assert report["passed"]
     assert report["errors"]["velocity"] > 1e-3
+
+
+def test_bf16_is_measured_as_it_is_written(model):
+    """No backend for CPUs runs this graph, and still no export goes out unmeasured."""
+    bundle = model.bundle("bf16", model.plain, "tensorrt")
+    found = measure(bundle, runner(bundle), model.oracle, steps=1)
+    assert 1e-3 < max(level["max"] for level in found["velocity"].values()) <= BUDGETS[WORDS["bf16"]]
+    assert found["notes"] == {"denoiser": NOTES["bfloat16"]}
+    (plan,) = (plan for plan in model.plans if plan.name == "denoiser")
+    report = _compare(plan, bundle, model.checkpoint)
+    assert report["passed"]
+    # 8 bits: each product and sum is rounded, a few per layer
+    assert 2.0**-9 < report["errors"]["velocity"] < 2.0**-4
 
 
 class Spoiled:

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from framert.export import pipeline, written
+from framert.export.checkpoint import open_checkpoint
 from framert.export.inspect import describe, render
+from framert.export.oracle import Oracle
 from framert.export.precision import NOTES
-from framert.export.verify import relative_error, table, verify
+from framert.export.verify import _matching_plans, relative_error, table, verify
 from framert.runtime.bundle import GRAPHS, Bundle, file_specs, write_manifest
-from framert.runtime.errors import BackendError, BundleError, CheckpointError
+from framert.runtime.errors import BackendError, BundleError, CheckpointError, ConfigError
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "checkpoint"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -69,14 +72,24 @@ def test_a_damaged_bundle_is_refused(bundle: Path) -> None:
         describe(bundle)
 
 
-def test_what_no_backend_here_runs_is_refused_in_one_sentence(bundle: Path) -> None:
+def test_graphs_run_in_torch_as_they_are_written(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs bfloat16 is right in fp32, where it can be compared."""
+    monkeypatch.setattr(written, "BFLOAT16", "float32")
+    assert isinstance(written.runner(Bundle.open(bundle)), written.Written)
+    report = verify(bundle, CHECKPOINT, progress=False)
+    assert report["passed"], table(report)
+
+
+def test_an_operator_that_is_not_known_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Bundle.open(bundle).manifest
     graphs = {**manifest.graphs, "denoiser": replace(manifest.graphs["denoiser"], precision="bfloat16")}
     write_manifest(bundle, replace(manifest, graphs=graphs))
-    with pytest.raises(
-        BackendError, match=r"no bfloat16 products on the CPU, which its denoiser would need; verify an"
-    ):
+    monkeypatch.delitem(written.KNOWN, "RotaryEmbedding")
+    with pytest.raises(BackendError, match=r"denoiser\.onnx uses RotaryEmbedding, which is not computed in bfloat16"):
         verify(bundle, CHECKPOINT, progress=False)
+    opened, checkpoint = Bundle.open(bundle), open_checkpoint(CHECKPOINT)
+    with pytest.raises(ConfigError, match=r"cannot be measured here: .* RotaryEmbedding.*; --unchecked makes it"):
+        pipeline._tasks(opened, Oracle(_matching_plans(opened, checkpoint), checkpoint, manifest.model))
 
 
 def test_what_onnxruntime_cannot_load_is_one_sentence(bundle: Path) -> None:
