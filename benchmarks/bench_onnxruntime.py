@@ -35,7 +35,7 @@ SHAPE = (1, 4, 16)  # requests, frames, tokens along a side: 1024 tokens, as the
 LOADS = 5
 
 
-def settings() -> dict[str, Callable[[Any], None]]:
+def settings(threads: int) -> dict[str, Callable[[Any], None]]:
     """Return what each side changes of the default session options."""
 
     def entry(key: str, value: str) -> Callable[[Any], None]:
@@ -46,6 +46,9 @@ def settings() -> dict[str, Callable[[Any], None]]:
 
     return {
         "default": lambda options: None,
+        "one_thread": attribute("intra_op_num_threads", 1),
+        # each thread of the pool on a processor of its own, numbered from 1; the first is the calling thread's
+        "pinned": entry("session.intra_op_thread_affinities", ";".join(map(str, range(2, threads + 1)))),
         "no_spinning": entry("session.intra_op.allow_spinning", "0"),
         "no_arena": attribute("enable_cpu_mem_arena", False),
         "no_memory_pattern": attribute("enable_mem_pattern", False),
@@ -67,7 +70,7 @@ def options_of(change: Callable[[Any], None], threads: int) -> Any:
 def step_sides(bundle: Bundle, case: bench_step.Case, threads: int) -> dict[str, Callable[[], None]]:
     """Return one step under each setting."""
     sides: dict[str, Callable[[], None]] = {}
-    for name, change in settings().items():
+    for name, change in settings(threads).items():
         backend: Any = backends.create("onnxruntime", bundle, threads=threads)
         backend.options = lambda _, change=change: options_of(change, threads)
         sides[name] = bench_scaling.Step(bundle, backend, case, SHAPE)
