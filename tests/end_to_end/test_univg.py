@@ -1,6 +1,7 @@
 """UniVG and Stable Diffusion 3 from a checkpoint of random numbers through export and ONNX Runtime to pictures."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from framert.runtime.cli import main
 from framert.runtime.compiled.compiler import compile_requests
 from framert.runtime.errors import BackendError
 from framert.runtime.families import find_family
+from framert.runtime.tokenizer import PLACEHOLDER
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -25,6 +27,7 @@ REQUESTS = {
     "inpaint": {"images": [PICTURE], "hole": HOLE, "prompt": "a cube", "solver": "dpmpp_2m", "negative_prompt": "blue"},
     "outpaint": {"images": [PICTURE], "extend": (16, 0, 16, 0), "image_guidance": 1.0},
     "layout_to_image": {"boxes": {"red cube": (0, 0, 20, 20), "ball": (30, 30, 64, 64)}},
+    "identity": {"images": [PICTURE, PICTURE.rotate(90)], "prompt": "a cube", "captions": ["red", ""]},
     "image_to_depth": {"images": [PICTURE], "size": (64, 32)},
     "image_to_pose": {"images": [PICTURE], "size": (16, 16)},
     "segment": {"images": [PICTURE], "prompt": "the cube left of the ball", "size": (32, 32), "guidance": 1.0},
@@ -52,11 +55,15 @@ def plain_bundle(plain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(two_stream_checkpoint, tmp_path_factory):
-    """A UniVG bundle: T5 alone, 33 channels."""
+    """A UniVG bundle: T5 alone, an image encoder whose features replace ``<p>``, 33 channels."""
     from framert.export.pipeline import export
 
-    checkpoint = two_stream_checkpoint("t5 alone", in_channels=33, qk_norm="rms_norm", num_layers=2)
-    return export(checkpoint, tmp_path_factory.mktemp("univg") / "univg.bundle", native_side=64, progress=False)
+    folder = tmp_path_factory.mktemp("univg")
+    made = two_stream_checkpoint("t5 alone", "image", in_channels=33, qk_norm="rms_norm", num_layers=2)
+    shutil.copytree(made, folder / "checkpoint")
+    for file in (folder / "checkpoint" / "tokenizer").glob("*.json"):
+        file.write_text(file.read_text().replace("<extra_id_0>", PLACEHOLDER))
+    return export(folder / "checkpoint", folder / "univg.bundle", native_side=64, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +122,16 @@ def test_what_is_shown_and_where_it_is_painted_matter(pipe):
     nothing = pipe.generate(**same, steps=1, size=(64, 64), guidance=1.0).latents
     found = [whole, hole, other, nothing]
     assert all(not np.allclose(a, b, atol=1e-4) for i, a in enumerate(found) for b in found[:i])
+
+
+def test_an_identity_is_that_of_its_pictures(pipe):
+    arguments = {"prompt": "a cube", "steps": 1, "size": (32, 32), "guidance": 1.0}
+    pictures = [PICTURE, PICTURE.rotate(90)]
+    made = [
+        pipe.run("identity", images=given, **arguments).latents for given in (pictures, pictures[::-1], pictures[:1])
+    ]
+    np.testing.assert_array_equal(pipe.run("identity", images=pictures, **arguments).latents, made[0])
+    assert all(not np.allclose(a, b, atol=1e-5) for i, a in enumerate(made) for b in made[:i])
 
 
 def test_the_command_line_runs_its_tasks(bundle, tmp_path, capsys):
