@@ -1,18 +1,15 @@
 """What each backend can do on this machine, why, and the one command that mends what is missing."""
 
-import ctypes
 import platform
-import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from framert.runtime.backends import BACKENDS
 from framert.runtime.cpu import cpu_cores, cpu_features, cpu_name
+from framert.runtime.gpus import Gpu, find_gpus, has_nvidia_device, is_jetson
 
 # Package a backend needs -> the names it is distributed under.
 DISTRIBUTIONS = {
@@ -25,22 +22,8 @@ DISTRIBUTIONS = {
     "tensorrt_rtx": ("tensorrt-rtx",),
     "cuda.bindings": ("cuda-bindings", "cuda-python"),
 }
-CUDA_LIBRARY = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
-COMPUTE_MAJOR, COMPUTE_MINOR = 75, 76  # CUdevice_attribute
-NVIDIA, DISPLAY = "0x10de", "0x03"  # PCI vendor, and how a display adapter's class begins
 # What engines compute in -> the first compute capability that has it; int4 and fp4 are formats of weights.
 LEAST_CAPABILITY = {"fp16": (7, 5), "bf16": (8, 0), "int8": (7, 5), "int4": (8, 0), "fp8": (8, 9), "fp4": (10, 0)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """An NVIDIA GPU as the driver describes it. cuda: the newest CUDA version the driver runs. driver: its own."""
-
-    name: str
-    compute_capability: str
-    memory_gib: float
-    cuda: str
-    driver: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,47 +89,6 @@ def table(report: Report) -> str:
         if ability.fix:
             lines.append(f"{'':17} fix: {ability.fix}")
     return "\n".join(lines)
-
-
-def find_gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs that the CUDA driver reports; none where there is no driver."""
-    try:
-        cuda = ctypes.CDLL(CUDA_LIBRARY[sys.platform])
-    except (KeyError, OSError):
-        return ()
-    count, version = ctypes.c_int(), ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or cuda.cuDriverGetVersion(ctypes.byref(version)):
-        return ()
-    newest = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return tuple(_gpu(cuda, index, newest) for index in range(count.value))
-
-
-def _gpu(cuda: Any, index: int, newest: str) -> Gpu:
-    device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(device), index)
-    cuda.cuDeviceGetName(name, len(name), device)
-    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    capability = []
-    for attribute in (COMPUTE_MAJOR, COMPUTE_MINOR):
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(str(value.value))
-    return Gpu(
-        name=name.value.decode(errors="replace"),
-        compute_capability=".".join(capability),
-        memory_gib=memory.value / 2**30,
-        cuda=newest,
-        driver=driver_version(),
-    )
-
-
-def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """Return the version of NVIDIA's kernel module, "" where Linux does not tell."""
-    try:
-        found = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", file.read_text())
-    except OSError:
-        return ""
-    return found.group(1) if found else ""
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -235,6 +177,9 @@ def _tensorrt(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
     install = f"pip install 'framert[{extra}]'"
     targets = [gpu.compute_capability for gpu in gpus]
     names = ", ".join("sm_" + target.replace(".", "") for target in targets)
+    if not kinds and is_jetson():  # PyPI's is not the one that matches the driver
+        why = "tensorrt is not found: it comes with JetPack, and a virtual environment needs --system-site-packages"
+        return Ability(usable=False, versions=versions, why=why, fix="sudo apt-get install -y python3-libnvinfer")
     if not kinds:
         why = "tensorrt and tensorrt_rtx are not installed, and one of them is needed"
         return Ability(usable=False, versions=versions, why=why, fix=install)
@@ -245,6 +190,7 @@ def _tensorrt(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
         fix = "sudo ubuntu-drivers install (on other systems: NVIDIA's own installer)" if there else ""
         return Ability(usable=False, versions=versions, why=f"{why}: {builds}", fix=fix)
     if not versions["cuda.bindings"]:
+        install = f"pip install 'cuda-python=={gpus[0].cuda.split('.')[0]}.*'" if is_jetson() else install
         return Ability(usable=False, versions=versions, why="cuda.bindings not installed", fix=install)
     newest = tuple(int(part) for part in gpus[0].cuda.split("."))
     usable = [package for package in kinds if (_cuda_of(package) or 0) <= newest[0]]
@@ -264,18 +210,6 @@ def _tensorrt(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
         precisions=("fp32", *more),
         why=f"runs engines that {' or '.join(usable)} of this version built for {names}, in what they were built in",
     )
-
-
-def has_nvidia_device(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """Return whether Linux lists a display adapter of NVIDIA's, with or without a driver."""
-    for device in devices.glob("*"):
-        try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-        except OSError:
-            continue
-        if vendor == NVIDIA and kind.startswith(DISPLAY):
-            return True
-    return False
 
 
 def _cuda_of(package: str) -> int | None:

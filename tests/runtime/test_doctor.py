@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from framert.runtime import cpu, doctor
+from framert.runtime import cpu, doctor, gpus
 from framert.runtime.backends import BACKENDS, choice
 from framert.runtime.bundle import Bundle
 from framert.runtime.cli import main
-from framert.runtime.doctor import Gpu
 from framert.runtime.errors import BackendError
+from framert.runtime.gpus import Gpu
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory_gib=64.0, cuda="12.6")
 ADA = Gpu(name="RTX 4090", compute_capability="8.9", memory_gib=24.0, cuda="13.0")
@@ -96,6 +96,24 @@ def test_tensorrt_says_what_it_runs_and_what_is_missing(
 
 
 @pytest.mark.parametrize(
+    ("installed", "fix"),
+    [
+        ((), "sudo apt-get install -y python3-libnvinfer"),
+        (("tensorrt",), "pip install 'cuda-python==12.*'"),
+        (("tensorrt", "cuda.bindings"), ""),
+    ],
+    ids=["nothing", "tensorrt", "all"],
+)
+def test_a_jetson_takes_tensorrt_from_jetpack(installed, fix, packages, monkeypatch, tmp_path):
+    packages(*installed)
+    (tmp_path / "nv_tegra_release").write_text("# R36 (release), REVISION: 4.3\n")
+    assert doctor.is_jetson(tmp_path / "nv_tegra_release")
+    monkeypatch.setattr(doctor, "is_jetson", lambda: True)
+    monkeypatch.setattr(doctor, "_cuda_of", lambda _: None)
+    assert doctor.ABILITIES["tensorrt"](set(), (ORIN,)).fix == fix
+
+
+@pytest.mark.parametrize(
     ("gpu", "has", "lacks"),
     [(OLD, {"fp16", "int8"}, {"bf16", "fp8"}), (ORIN, {"bf16", "int4"}, {"fp8"}), (ADA, {"fp8"}, {"fp4"})],
     ids=["T4", "Orin", "Ada"],
@@ -118,8 +136,8 @@ def test_tensorrt_has_the_precisions_of_the_gpu(gpu, has, lacks, packages, monke
 )
 def test_the_drivers_version_is_read(text, version, tmp_path):
     (tmp_path / "version").write_text(text)
-    assert doctor.driver_version(tmp_path / "version") == version
-    assert doctor.driver_version(tmp_path / "none") == ""
+    assert gpus.driver_version(tmp_path / "version") == version
+    assert gpus.driver_version(tmp_path / "none") == ""
 
 
 def test_a_gpu_without_a_driver_is_told_of(packages, monkeypatch, tmp_path):
@@ -139,9 +157,9 @@ def test_a_gpu_without_a_driver_is_told_of(packages, monkeypatch, tmp_path):
 
 
 def test_a_machine_without_a_driver_has_no_gpus(monkeypatch):
-    monkeypatch.setattr(doctor, "CUDA_LIBRARY", {sys.platform: "no-such-library"})
+    monkeypatch.setattr(gpus, "CUDA_LIBRARY", {sys.platform: "no-such-library"})
     assert doctor.find_gpus() == ()
-    monkeypatch.setattr(doctor, "CUDA_LIBRARY", {})
+    monkeypatch.setattr(gpus, "CUDA_LIBRARY", {})
     assert doctor.find_gpus() == ()
 
 

@@ -21,8 +21,8 @@ from framert.runtime.backends.tensorrt import driver, library
 from framert.runtime.backends.tensorrt.device import Device
 from framert.runtime.backends.tensorrt.library import KINDS, NAMES, RTX_NAMES
 from framert.runtime.backends.tensorrt.memory import DeviceArray
-from framert.runtime.doctor import find_gpus
 from framert.runtime.errors import BackendError
+from framert.runtime.gpus import find_gpus
 
 PACKAGE = Path(library.__file__).parent
 CUDA = Path(__file__).parents[2] / "emulated" / "cuda.py"
