@@ -67,9 +67,11 @@ def encode_all(
 
 
 def _digest(vae: AutoencoderKL) -> str:
-    """Return what tells one autoencoder from another: its weights and scale, hashed."""
+    """Return what tells one encoder from another: its weights and scale, hashed. Decoders may learn on."""
     digest = hashlib.sha256(repr(float(vae.config.scaling_factor)).encode())
     for name, tensor in sorted(vae.state_dict().items()):
+        if name.startswith("decoder."):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]

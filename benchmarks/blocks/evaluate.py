@@ -20,7 +20,7 @@ from typing import Any
 
 from cases import TASKS, cameras_of, case_of, picture_of
 from comparison import Comparison, check_settings, comparison_table
-from floors import format_table
+from floors import format_table, format_targets
 from kept import SUFFIX, Kept
 from measured import Measured
 from quality_rows import BENCH, quality_rows
@@ -175,7 +175,7 @@ def main() -> int:
                 measured, reference, made = evaluate(given, Path(folder))
             comparisons = [] if reference is None else [Comparison.of(reference, measured, floor)]
             content = measured.as_json(summary=given.summary)
-            tables = [format_table(content)]
+            tables = [table for table in (format_table(content), format_targets(content)) if table]
             if given.record:
                 record(given.bundle, measured, comparisons)
             if given.rows:

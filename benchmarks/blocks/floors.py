@@ -34,6 +34,41 @@ FLOORS = (
     Floor("camera_pose", "rotation_over_identity", 0.5, at_most=True),
 )
 
+# What a person who looks at the gallery would call right; floors are far below.
+TARGETS = (
+    Floor("image_to_depth", "abs_rel", 0.08, at_most=True),
+    Floor("image_to_semantic", "iou", 0.85),
+    Floor("image_to_boxes", "iou", 0.7),
+    Floor("text_to_image", "objects", 0.85),
+    Floor("semantic_to_image", "mask_iou", 0.8),
+    Floor("depth_to_image", "reestimated_abs_rel", 0.12, at_most=True),
+    Floor("depth_to_image", "mask_iou", 0.8),
+    Floor("canny_to_image", "mask_iou", 0.8),
+    Floor("deblur", "gain_db", 5.0),
+    Floor("inpaint", "gain_db", 8.0),
+    Floor("edit", "success", 0.8),
+    Floor("edit", "background_psnr", 25.0),
+    Floor("identity", "objects", 0.8),
+    Floor("subject", "objects", 0.8),
+    Floor("image_to_multiview", "psnr", 20.0),
+    Floor("image_to_multiview", "gain_over_copy_db", 4.0),
+    Floor("camera_pose", "rotation_degrees", 8.0, at_most=True),
+    Floor("camera_pose", "centre_accuracy_0.3", 0.9),
+)
+
+
+def format_targets(table: Mapping[str, Any]) -> str:
+    """Return the targets of the tasks that a table holds as Markdown, and which are met; "" if it holds none."""
+    lines = ["| task | metric | value | 95 % interval | target | |", "|---|---|---|---|---|---|"]
+    for target in TARGETS:
+        figures = table.get(target.task, {}).get(target.metric)
+        if isinstance(figures, Mapping):
+            interval = f"{figures['low']:.3f} to {figures['high']:.3f}"
+            verdict = "met" if target.met(figures["value"]) else "**not met**"
+            row = (target.task, target.metric, f"{figures['value']:.3f}", interval, str(target), verdict)
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
 
 def format_table(table: Mapping[str, Any], *, floors_only: bool = False) -> str:
     """Return the scores as Markdown, each floor beside its metric.

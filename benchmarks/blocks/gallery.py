@@ -1,8 +1,9 @@
 """Run every task of a bundle on held-out Blocks scenes and show inputs, outputs and ground truth side by side.
 
-    python benchmarks/blocks/gallery.py BUNDLE -o demo
+    python benchmarks/blocks/gallery.py BUNDLE -o demo [--failures 24]
 
 Writes demo/index.html with demo/images, and demo/gallery.png, one contact sheet. Nothing is picked: scenes are seeded.
+With --failures so many more scenes of each task are run, and the first of each task that fails is shown, framed in red.
 demo/inputs holds the first scene's pictures, to try the command line on.
 """
 
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cases import CHECK_TASK
 from evaluate import TASKS, cameras_of, case_of, picture_of
+from failures import failure
 from frames import SceneFrames, caption, scene_frames
 from PIL import Image, ImageDraw
 from sheet import Card, Shown, contact_sheet
@@ -37,24 +40,42 @@ class Options:
     steps: int | None
     seed: int
     solver: str
+    failures: int = 0
 
 
 def cards(pipe: framert.Pipeline, options: Options) -> list[Card]:
     """Run every task on ``options.scenes`` scenes, one after another, with a bar on stderr."""
     side = pipe.manifest.native_side
-    scenes = [scene_frames(FIRST_SCENE + index, side) for index in range(options.scenes)]
+    scenes = [scene_frames(FIRST_SCENE + index, side) for index in range(options.scenes + options.failures)]
     runs = [(task, index, frames) for task in TASKS for index, frames in enumerate(scenes)]
-    shown = []
+    shown: list[Card] = []
     for task, index, frames in (bar := tqdm(runs, unit="picture")):
         bar.set_description(f"{task:20}")
-        request = case_of(task, frames).request
+        looked_for = index >= options.scenes
+        if looked_for and any(card.task == task and card.wrong for card in shown):
+            continue  # one is enough
+        case = case_of(task, frames)
         begin = time.perf_counter()
-        result = pipe.run(task, seed=options.seed + index, steps=options.steps, solver=options.solver, **request)
-        shown.append(_card(task, frames, request, result, time.perf_counter() - begin))
+        result = _run(pipe, task, index, options, case.request)
+        seconds, wrong = time.perf_counter() - begin, ""
+        if options.failures:
+            scores = case.score(result)
+            if case.check is not None and not failure(scores):
+                check = case.check(result)
+                scores = check.score(_run(pipe, CHECK_TASK, index, options, check.request))
+            wrong = failure(scores)
+        if wrong or not looked_for:
+            shown.append(_card(task, frames, case.request, result, seconds, wrong))
     return shown
 
 
-def _card(task: str, frames: SceneFrames, request: dict[str, Any], result: framert.Result, seconds: float) -> Card:
+def _run(pipe: framert.Pipeline, task: str, index: int, options: Options, request: dict[str, Any]) -> framert.Result:
+    return pipe.run(task, seed=options.seed + index, steps=options.steps, solver=options.solver, **request)
+
+
+def _card(
+    task: str, frames: SceneFrames, request: dict[str, Any], result: framert.Result, seconds: float, wrong: str
+) -> Card:
     pictures = [Shown("given", image) for image in request.get("images", [])]
     if "hole" in request:
         pictures = [Shown("given", picture_of(frames.pictures["hole"]))]
@@ -62,7 +83,7 @@ def _card(task: str, frames: SceneFrames, request: dict[str, Any], result: frame
     pictures += [Shown("truth", picture_of(frames.pictures[name])) for name in _truths(task)]
     if result.cameras is not None:
         pictures.append(Shown("cameras", _camera_plot(result.cameras, cameras_of(frames, len(result.cameras)))))
-    return Card(task=task, prompt=_words(request, frames, task), seconds=seconds, pictures=tuple(pictures))
+    return Card(task=task, prompt=_words(request, frames, task), seconds=seconds, pictures=tuple(pictures), wrong=wrong)
 
 
 def _truths(task: str) -> tuple[str, ...]:
@@ -107,14 +128,16 @@ def write_page(shown: list[Card], folder: Path, bundle: Path) -> None:
             picture.image.save(images / name)
             figures.append(f'<figure><img src="images/{name}"><figcaption>{picture.label}</figcaption></figure>')
         blocks.append(
-            f"<section><h2>{card.task} <small>{card.seconds:.1f} s</small></h2>"
+            f"<section{' class=wrong' if card.wrong else ''}><h2>{card.task} "
+            f"<small>{card.wrong or f'{card.seconds:.1f} s'}</small></h2>"
             f"<p>{html.escape(card.prompt)}</p>{''.join(figures)}</section>"
         )
     page = (
         "<!doctype html><meta charset=utf-8><title>framert: every task</title><style>"
         "body{font:15px/1.4 system-ui,sans-serif;margin:2em;background:#fafafa;color:#222}"
         "section{display:inline-block;vertical-align:top;background:#fff;border:1px solid #ddd;border-radius:8px;"
-        "padding:.6em 1em;margin:.4em}h2{font-size:1.05em;margin:.2em 0}small{color:#888;font-weight:normal}"
+        "padding:.6em 1em;margin:.4em}.wrong{border-color:#c22}.wrong small{color:#c22}"
+        "h2{font-size:1.05em;margin:.2em 0}small{color:#888;font-weight:normal}"
         "p{margin:.2em 0 .6em;max-width:36em;color:#555}figure{display:inline-block;margin:0 .4em 0 0}"
         "img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px}figcaption{color:#888}</style>"
         f"<h1>Every task of {html.escape(bundle.name)}</h1><p>Held-out scenes, nothing picked: given, made, truth. "
@@ -139,16 +162,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="solver steps")
     parser.add_argument("--solver", default="euler")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--failures", type=int, default=0, help="scenes per task in which a failure is looked for")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
     if given.scenes < 1:
         parser.error(f"--scenes is {given.scenes}; give at least 1")
+    if given.failures < 0:
+        parser.error(f"--failures is {given.failures}; give 0 or more")
     return given
 
 
 def main() -> int:
     given = arguments()
-    options = Options(scenes=given.scenes, steps=given.steps, seed=given.seed, solver=given.solver)
+    options = Options(
+        scenes=given.scenes, steps=given.steps, seed=given.seed, solver=given.solver, failures=given.failures
+    )
     try:
         shown = cards(framert.load(given.bundle, threads=given.threads), options)
     except framert.FramertError as error:

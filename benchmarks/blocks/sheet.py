@@ -9,7 +9,7 @@ GAP = 8
 WIDTH = 1400
 LINE = 16
 HEAD = 3 * LINE + GAP  # title and two lines of prompt
-INK, GREY, LINE_COLOUR = "#222222", "#777777", "#dddddd"
+INK, GREY, LINE_COLOUR, WRONG = "#222222", "#777777", "#dddddd", "#c22222"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One task on one scene."""
+    """One task on one scene. wrong: what is wrong with the result, "" for nothing that was looked for."""
 
     task: str
     prompt: str
     seconds: float
     pictures: tuple[Shown, ...]
+    wrong: str = ""
 
     @property
     def width(self) -> int:
@@ -56,11 +57,11 @@ def draw_card(card: Card) -> Image.Image:
     """Return one card, (HEIGHT, card.width) pixels."""
     image = Image.new("RGB", (card.width, HEIGHT), "white")
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, card.width - 1, HEIGHT - 1), outline=LINE_COLOUR)
+    draw.rectangle((0, 0, card.width - 1, HEIGHT - 1), outline=WRONG if card.wrong else LINE_COLOUR)
     bold, small = ImageFont.load_default(13), ImageFont.load_default(11)
     draw.text((GAP, GAP // 2), card.task, fill=INK, font=bold)
-    seconds = f"{card.seconds:.1f} s"
-    draw.text((card.width - GAP - draw.textlength(seconds, font=small), GAP // 2 + 1), seconds, fill=GREY, font=small)
+    note, colour = (card.wrong, WRONG) if card.wrong else (f"{card.seconds:.1f} s", GREY)
+    draw.text((card.width - GAP - draw.textlength(note, font=small), GAP // 2 + 1), note, fill=colour, font=small)
     for number, line in enumerate(_wrapped(draw, card.prompt, small, card.width - 2 * GAP)[:2]):
         draw.text((GAP, LINE * (number + 1) + GAP // 2), line, fill=GREY, font=small)
     for number, shown in enumerate(card.pictures):

@@ -11,12 +11,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from autoencoder import build_autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
 from batches import BatchMaker, encode_all
 from dataset import open_pictures
+from decoder import train_decoder
+from diffusers import AutoencoderKL
+from frames import Story
 from heldout import training_stories
 from losses import Losses
+from numpy.typing import NDArray
 from samples import WEIGHTS
 from trainer import Schedule, Trainer
 from transformer import Blocks, matrix, train_transformer, transformer_config
@@ -40,13 +45,16 @@ class Preset:
     tokens_per_step: int
     rate: float
     steps: int
+    decoder_steps: int
 
 
 PRESETS = {
     "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20, hidden=288,
-                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3, steps=30000),
+                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3, steps=30000,
+                  decoder_steps=3000),
     "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3, hidden=384,
-                  depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, steps=12000),
+                  depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, steps=12000,
+                  decoder_steps=2000),
 }  # fmt: skip
 
 
@@ -60,9 +68,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
-    parser.add_argument("--part", choices=("vae", "transformer", "all"), default="all")
+    parser.add_argument("--part", choices=("vae", "transformer", "decoder", "all"), default="all")
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
-    parser.add_argument("--steps", type=int, help="of the transformer in all; the last 15 %% lower the rate to zero")
+    parser.add_argument(
+        "--steps", type=int, help="in all, of transformer or decoder; the last 15 %% lower the rate to zero"
+    )
     parser.add_argument("--open-ended", action="store_true", help="no end to the steps; finish later with --steps")
     parser.add_argument("--scenes", type=int, help="instead of the preset's")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/framert/blocks").expanduser())
@@ -70,8 +80,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
     parser.add_argument("--compile", action="store_true", help="compile the training step; pays on a GPU")
     given = parser.parse_args()
-    if given.minutes is not None and given.minutes <= 0:
-        parser.error(f"--minutes must be above 0, got {given.minutes}")
+    for name in ("minutes", "steps", "scenes"):
+        if (value := getattr(given, name)) is not None and value <= 0:
+            parser.error(f"--{name} must be above 0, got {value}")
+    if given.steps and (given.open_ended or given.part in ("all", "vae")):
+        parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
     return given
 
 
@@ -97,11 +110,7 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     tokenizer = load_tokenizer(folder) if (folder / "spiece.model").exists() else train_tokenizer(folder)
     vae = load_autoencoder(given.output / "vae").eval().to(device)
     stories = training_stories(given.scenes or preset.scenes)
-    seeds = [story.seed for story in stories]
-    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
-    tag = "-" + Path(str(pictures.filename)).stem.rsplit("-", 1)[-1]
-    latents = encode_all(vae, pictures, given.cache, device, tag)
-    report(f"latents {latents.shape}")
+    _, latents = data(given, preset, vae, device, stories)
     config = transformer_config(preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side)
     torch.manual_seed(given.seed)
     model, average = (Blocks(config, tokenizer.get_piece_size()).to(device) for _ in range(2))
@@ -110,9 +119,7 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     if not state.exists() and (given.output / "transformer" / "config.json").exists():
         model.load(given.output)
     average.load_state_dict(model.state_dict())
-    threads = torch.get_num_threads() if device == "cpu" else 1
-    if device == "cpu":
-        torch.set_num_threads(1)
+    threads = threads_of(given, device)
     schedule = Schedule(rate=preset.rate, steps=None if given.open_ended else given.steps or preset.steps)
     trainer = Trainer(model, average, state, schedule, matrix, threads)
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
@@ -123,17 +130,53 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     )  # fmt: skip
 
 
+def run_decoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
+    """Train the decoder of ``vae/`` on, beside or after the transformer: its latents stay."""
+    folder = given.output / "vae"
+    vae = load_autoencoder(folder)
+    pictures, latents = data(given, preset, vae.eval(), device, training_stories(given.scenes or preset.scenes))
+    state = given.output / ".train" / "decoder-state.pt"
+    state.parent.mkdir(exist_ok=True)
+    steps = None if given.open_ended else given.steps or preset.decoder_steps
+    train_decoder(
+        vae, pictures, latents, state=state, schedule=Schedule(rate=5e-4, warmup=50, plateau=2000, steps=steps),
+        batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
+        device=device, report=report, save=lambda each: save_autoencoder(each, folder),
+    )  # fmt: skip
+
+
+def data(
+    given: argparse.Namespace, preset: Preset, vae: AutoencoderKL, device: str, stories: list[Story]
+) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Return pictures and latents of ``stories``, made if they are not in the cache."""
+    seeds = [story.seed for story in stories]
+    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
+    tag = "-" + Path(str(pictures.filename)).stem.rsplit("-", 1)[-1]
+    latents = encode_all(vae.to(device), pictures, given.cache, device, tag)
+    report(f"latents {latents.shape}")
+    return pictures, latents
+
+
+def threads_of(given: argparse.Namespace, device: str) -> int:
+    """Return how many threads train; on a CPU each of them computes alone."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return given.threads if device == "cpu" else 1
+
+
 def main() -> None:
     """Train the asked parts in order."""
     given = arguments()
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    given.threads = given.threads or torch.get_num_threads()
+    torch.set_num_threads(given.threads)
     preset = PRESETS[given.preset]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.part in ("vae", "all"):
         run_autoencoder(given, preset, device)
     if given.part in ("transformer", "all"):
         run_transformer(given, preset, device)
+    if given.part in ("decoder", "all"):
+        run_decoder(given, preset, device)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from dense import rotary_tables, run_layer, velocity
 from losses import EVERY, Losses
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
+from stop import Stop, Timer
 from torch import Tensor, nn
 from trainer import Trainer
 from transformers import T5Config, T5EncoderModel
@@ -24,7 +23,6 @@ from framert.export.models.nextdit import NextDiT, NextDiTConfig
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 TEXT_LENGTH = 40  # holds every prompt of Blocks, so that compiled code sees one length
-SAVE_SECONDS = 200
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.3", "base_image_seq_len": 256,
     "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
@@ -136,7 +134,7 @@ def train_transformer(
     report: Callable[[str], None],
     output: Path,
 ) -> None:
-    """Train until the schedule or ``minutes`` of wall clock end, or SIGTERM; saves every SAVE_SECONDS and then."""
+    """Train until the schedule or ``minutes`` of wall clock end, or SIGTERM; save every few minutes and then."""
     layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
 
     def loss_of(part: Batch, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -149,46 +147,24 @@ def train_transformer(
         trainer.save()
         trainer.average.save(output)
 
-    stopped = Stop()
-    begin = saved = time.monotonic()
-    steps = trainer.schedule.steps
-    while not stopped and (steps is None or trainer.step < steps):
-        start, cpu = time.monotonic(), time.process_time()
-        batch = maker.draw()
-        rotary = rotary_tables(model.transformer, batch.samples.shape[1], int(batch.samples.shape[2] ** 0.5))
-        work = [partial(loss_of, part, rotary) for part in batch.parts(trainer.threads)]
-        gradients, errors = trainer.gradients(work)
-        trainer.update(gradients)
-        losses.add(batch.tasks, torch.cat(errors).tolist())
-        trainer.seconds += time.monotonic() - start
-        trainer.cpu_seconds += time.process_time() - cpu
+    timer, stopped = Timer(minutes), Stop()
+    while not (stopped or timer.over or trainer.step >= (trainer.schedule.steps or np.inf)):
+        with timer.step(trainer):
+            batch = maker.draw()
+            rotary = rotary_tables(model.transformer, batch.samples.shape[1], int(batch.samples.shape[2] ** 0.5))
+            gradients, errors = trainer.gradients(
+                [partial(loss_of, part, rotary) for part in batch.parts(trainer.threads)]
+            )
+            trainer.update(gradients)
+            losses.add(batch.tasks, torch.cat(errors).tolist())
         if trainer.step % EVERY == 0:
             row = losses.row(trainer.step, trainer.seconds, trainer.cpu_seconds)
             values = [row[task] for task in losses.tasks if task in row]
             report(f"step {trainer.step} {trainer.seconds / 60:.1f} min loss {np.mean(values):.4f}")
-        now = time.monotonic()
-        if now - saved > SAVE_SECONDS:
-            saved = now
+        if timer.due:
             save()
-        if minutes is not None and now - begin > 60 * minutes:
-            break
     save()
     report(f"step {trainer.step}: weights in {output}")
-
-
-class Stop:
-    """True once the process has been asked to end, by SIGTERM or SIGINT."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def __bool__(self) -> bool:
-        return self.asked
-
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
 
 
 def pad(rows: list[list[int]]) -> Tensor:

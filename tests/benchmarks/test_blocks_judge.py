@@ -18,6 +18,7 @@ import judge  # noqa: E402
 import regions  # noqa: E402
 import scoring  # noqa: E402
 import world  # noqa: E402
+from failures import failure  # noqa: E402
 from heldout import novelty  # noqa: E402
 from measured import Measured  # noqa: E402
 
@@ -138,3 +139,16 @@ def test_scores_of_obeying_words_come_by_novelty_too(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
     assert Measured.read(path) == measured
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ({"colours": 0.0, "objects": 1.0, "mask_iou": 0.9}, ""),
+        ({"objects": 0.0, "things": 0.5}, "objects 0"),
+        ({"error": 9.0, "abs_rel": 0.05}, ""),
+        ({"rotation_degrees": 31.26, "centre_error": 0.2}, "rotation_degrees 31.3"),
+    ],
+)
+def test_a_failure_names_the_metric_that_is_out_of_bounds(scores, says):
+    assert failure(scores) == says
