@@ -13,15 +13,17 @@ struct Patches {
     int64_t channels, patch;
 
     int64_t width() const { return channels * patch * patch; }
+    // pixel: values of a pixel in a token, of which the channels are the first; 0: there are no others.
     template <typename Move>
-    void walk(int64_t rows, int64_t columns, Move move) const {
+    void walk(int64_t rows, int64_t columns, Move move, int64_t pixel = 0) const {
+        const int64_t stride = pixel == 0 ? channels : pixel;
         const int64_t w = columns * patch;
         for (int64_t row = 0; row < rows; ++row)
             for (int64_t column = 0; column < columns; ++column)
                 for (int64_t y = 0; y < patch; ++y)
                     for (int64_t x = 0; x < patch; ++x)
                         for (int64_t c = 0; c < channels; ++c)
-                            move(((row * columns + column) * patch * patch + y * patch + x) * channels + c,
+                            move(((row * columns + column) * patch * patch + y * patch + x) * stride + c,
                                  (c * rows * patch + row * patch + y) * w + column * patch + x);
     }
 };
@@ -45,13 +47,34 @@ Array rows_of(const Array& array, const Array& chosen) {  // array[chosen]
     return made;
 }
 
+// The text encoder's input ``feature`` of a prompt, with the features of the pictures that it refers to.
+void refer(const Request& request, const Open& open, std::map<std::string, Array>& features) {
+    const Array& references = request.at("references");
+    if (references.shape[0] == 0) return;
+    const auto graph = open("image_encoder");
+    for (int64_t reference = 0; reference < references.shape[0]; ++reference) {
+        const int32_t* row = references.values<int32_t>() + 3 * reference;
+        const std::string name = "prompt." + std::to_string(row[0]) + ".feature";
+        graph->set("pixels", request.at("reference." + std::to_string(row[2]) + ".pixels"));
+        graph->run();
+        const Array made = graph->get("feature");
+        Array& feature = features.emplace(name, request.at(name)).first->second;
+        if (row[1] < 0 || row[1] >= feature.shape.at(0) || made.count() != static_cast<size_t>(feature.shape.at(1)))
+            throw std::runtime_error("a reference does not fit its prompt; compile the request again");
+        std::memcpy(feature.values<float>() + row[1] * feature.shape[1], made.bytes.data(), made.bytes.size());
+    }
+}
+
 std::vector<Arrays> encode_prompts(const Request& request, const Open& open) {
     std::vector<Arrays> encoded;
+    Arrays features;
+    refer(request, open, features);
     const auto graph = open("text_encoder");
     const auto inputs = graph->inputs();
     for (std::string stem = "prompt.0."; request.has(stem + inputs.at(0));
          stem = "prompt." + std::to_string(encoded.size()) + ".") {
-        for (const std::string& name : inputs) graph->set(name, request.at(stem + name));
+        for (const std::string& name : inputs)
+            graph->set(name, features.count(stem + name) != 0 ? features.at(stem + name) : request.at(stem + name));
         graph->run();
         encoded.emplace_back();
         for (const std::string& name : graph->outputs()) encoded.back()[name] = graph->get(name);
@@ -96,33 +119,38 @@ Arrays condition(const Request& request, const Open& open, const std::vector<Arr
     return arenas;
 }
 
-// The noise, with the latents of given pictures in their frames.
-Array first_latents(const Request& request, const Open& open, const Patches& patches) {
-    Array latents = request.at("phase.0.latents");
+// The noise and what is shown beside it, by their names, with the latents of given pictures in their places.
+Arrays encode_pictures(const Request& request, const Open& open, const Patches& patches) {
+    Arrays filled{{"phase.0.latents", request.at("phase.0.latents")}};
     const Array& places = request.at("places");
-    if (places.shape[0] == 0) return latents;
+    if (places.shape[0] == 0) return filled;
     const auto scale = static_cast<float>(std::stod(request.text("scaling_factor")));
     const auto shift = static_cast<float>(std::stod(request.text("shift")));
     const auto graph = open("vae_encoder");
     for (int64_t place = 0; place < places.shape[0]; ++place) {
-        const int32_t* row = places.values<int32_t>() + 2 * place;
+        const int32_t* row = places.values<int32_t>() + 4 * place;
+        const std::string name = row[2] < 0 ? "phase.0.latents" : "phase." + std::to_string(row[2]) + ".conditions";
+        Array& target = filled.emplace(name, request.at(name)).first->second;
         graph->set("pixels", request.at("picture." + std::to_string(row[0]) + ".pixels"));
         graph->run();
         const Array mean = graph->get("mean");
         const int64_t rows = mean.shape.at(2) / patches.patch, columns = mean.shape.at(3) / patches.patch;
-        if (mean.shape[1] != patches.channels || row[1] < 0 || row[1] + rows * columns > latents.shape[0])
+        const int64_t width = row[3] * patches.patch * patches.patch;
+        if (mean.shape[1] != patches.channels || row[3] < patches.channels || target.shape.at(1) != width ||
+            row[1] < 0 || row[1] + rows * columns > target.shape[0])
             throw std::runtime_error("a picture does not fit its frame; compile the request again");
-        float* tokens = latents.values<float>() + row[1] * patches.width();
+        float* tokens = target.values<float>() + row[1] * width;
         patches.walk(rows, columns, [&](int64_t token, int64_t pixel) {
             tokens[token] = (mean.values<float>()[pixel] - shift) * scale;
-        });
+        }, row[3]);
     }
-    return latents;
+    return filled;
 }
 
 // Latents after each phase.
-std::vector<Array> denoise(const Request& request, const Open& open, const Arrays& arenas, Array latents) {
+std::vector<Array> denoise(const Request& request, const Open& open, const Arrays& arenas, const Arrays& filled) {
     std::vector<Array> finished;
+    Array latents = filled.at("phase.0.latents");
     Array history = Array::make<float>("F32", latents.shape);
     const auto graph = open("denoiser");
     for (const auto& [name, arena] : arenas) graph->set(name, arena);
@@ -134,7 +162,7 @@ std::vector<Array> denoise(const Request& request, const Open& open, const Array
         }
         for (const std::string& name : graph->inputs())
             if (name != "latents" && name != "row" && name != "update" && request.has(stem + name))
-                graph->set(name, request.at(stem + name));
+                graph->set(name, filled.count(stem + name) != 0 ? filled.at(stem + name) : request.at(stem + name));
         graph->set("latents", latents);
         graph->set("history", history);
         const Array& row = request.at(stem + "row");
@@ -180,7 +208,7 @@ Array decode(Graph& graph, const Request& request, const Array& latents) {
 std::vector<Frame> replay(const Request& request, const Open& open) {
     const Patches patches{request.number("latent_channels"), request.number("patch")};
     const Arrays arenas = condition(request, open, encode_prompts(request, open));
-    const std::vector<Array> finished = denoise(request, open, arenas, first_latents(request, open, patches));
+    const std::vector<Array> finished = denoise(request, open, arenas, encode_pictures(request, open, patches));
     const auto decoder = open("vae_decoder");
     const Array& outputs = request.at("outputs");
     std::vector<Frame> frames;

@@ -52,6 +52,8 @@ def compile_requests(bundle: Bundle, requests: List[Request]) -> CompiledRequest
     return CompiledRequest(
         prompts=recorder.prompts,
         pictures=recorder.pictures,
+        reference_pictures=recorder.reference_pictures,
+        references=recorder.references(),
         conditioning=recorder.conditioning,
         arenas=recorder.arenas,
         places=recorder.places(),

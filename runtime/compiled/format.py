@@ -4,17 +4,21 @@
 |---|---|---|
 | prompt.P.NAME | as the graph's | text_encoder's inputs, once per prompt: token ids |
 | picture.P.pixels | (1, 3, height, width) | vae_encoder's input, once per given picture, in -1..1 |
+| reference.R.pixels | (1, 3, side, side) | image_encoder's input, once per picture that a prompt refers to |
+| references | (n, 3) int32 | a prompt, and the row of its input ``feature`` that takes the feature of a reference |
 | conditioner.C.in.NAME | as the graph's | conditioner's inputs; those missing are text_encoder's outputs of that name |
 | conditioner.C.prompt | (1) int32 | ... for this prompt |
 | conditioner.C.to.NAME | (1) int32 | where arena NAME keeps conditioner's output of that name: the first row |
 | arena.NAME | (2) int32 | an input of denoiser that outlives phases: the axis of its rows, and how many there must be |
-| places | (n, 2) int32 | a picture, and the first latent slot of the frame it fills |
+| places | (n, 4) int32 | a picture; the first row its tokens fill; of a phase's ``conditions``, or ``latents`` (-1); *|
 | phase.H.NAME | | denoiser's inputs that hold for all calls of a phase, by their own names |
 | phase.H.latents | (slots, token width) | the noise, and zeros where ``places`` puts a picture. The first phase alone |
 | phase.H.carry | (slots) int32 | the slot of the phase before that each slot goes on from. All phases but the first |
 | phase.H.row | (calls, frames) int32 | denoiser's input ``row``, call by call |
 | phase.H.update, .update_group | (calls, groups, 6), (slots) int32 | its ``update`` is update[call][update_group] |
 | outputs | (n, 7) int32 | request, frame, 1 = decode it, phase that ends it, first slot, rows, columns of tokens |
+
+* and the values of a pixel there, of which the latent's channels are the first.
 
 Metadata: ``format``, ``version``, ``framert``, ``family``, ``files`` (sha256 of the bundle's files), ``patch``,
 ``latent_channels``, ``vae_factor``, ``scaling_factor`` and ``shift`` (latent = (encoder's mean - shift) * scaling),
@@ -87,6 +91,8 @@ class CompiledRequest:
 
     prompts: tuple[Mapping[str, Array], ...]
     pictures: tuple[Floats, ...]
+    reference_pictures: tuple[Floats, ...]
+    references: Ints
     conditioning: tuple[Conditioning, ...]
     arenas: Mapping[str, tuple[int, int]]
     places: Ints
@@ -123,11 +129,12 @@ class CompiledRequest:
             )
 
     def _arrays(self) -> dict[str, Array]:
-        arrays: dict[str, Array] = {"places": self.places, "outputs": self.outputs}
+        arrays: dict[str, Array] = {"places": self.places, "outputs": self.outputs, "references": self.references}
         arrays |= {f"arena.{name}": np.asarray(sizes, np.int32) for name, sizes in self.arenas.items()}
         for number, feeds in enumerate(self.prompts):
             arrays |= {f"prompt.{number}.{name}": array for name, array in feeds.items()}
         arrays |= {f"picture.{number}.pixels": pixels for number, pixels in enumerate(self.pictures)}
+        arrays |= {f"reference.{number}.pixels": pixels for number, pixels in enumerate(self.reference_pictures)}
         for number, call in enumerate(self.conditioning):
             arrays[f"conditioner.{number}.prompt"] = np.asarray([call.prompt], np.int32)
             arrays |= {f"conditioner.{number}.in.{name}": array for name, array in call.given.items()}
@@ -161,14 +168,13 @@ def _assemble(arrays: dict[str, Array], metadata: Mapping[str, str]) -> Compiled
     """Take the arrays apart. Raises: KeyError for a missing one; ValueError for what does not fit."""
     made = CompiledRequest(
         prompts=tuple(_below(arrays, f"prompt.{number}.") for number in range(_count(arrays, "prompt"))),
-        pictures=tuple(
-            _shaped("pixels", arrays.pop(f"picture.{number}.pixels"), np.float32, 1, 3, None, None)
-            for number in range(_count(arrays, "picture"))
-        ),
+        pictures=_pictures(arrays, "picture"),
+        reference_pictures=_pictures(arrays, "reference"),
+        references=_shaped("references", arrays.pop("references"), np.int32, None, 3),
         conditioning=tuple(_conditioning(arrays, number) for number in range(_count(arrays, "conditioner"))),
         arenas={name: _arena(name, sizes) for name, sizes in _below(arrays, "arena.").items()},
         phases=tuple(_phase(arrays, number) for number in range(_count(arrays, "phase"))),
-        places=_shaped("places", arrays.pop("places"), np.int32, None, 2),
+        places=_shaped("places", arrays.pop("places"), np.int32, None, 4),
         outputs=_shaped("outputs", arrays.pop("outputs"), np.int32, None, OUTPUT_COLUMNS),
         metadata=metadata,
     )
@@ -181,6 +187,13 @@ def _assemble(arrays: dict[str, Array], metadata: Mapping[str, str]) -> Compiled
 def _count(arrays: Mapping[str, Array], kind: str) -> int:
     found = {int(match[1]) for name in arrays if (match := re.match(rf"{kind}\.(\d{{1,6}})\.", name))}
     return max(found, default=-1) + 1
+
+
+def _pictures(arrays: dict[str, Array], kind: str) -> tuple[Floats, ...]:
+    return tuple(
+        _shaped("pixels", arrays.pop(f"{kind}.{number}.pixels"), np.float32, 1, 3, None, None)
+        for number in range(_count(arrays, kind))
+    )
 
 
 def _below(arrays: dict[str, Array], stem: str) -> dict[str, Array]:
@@ -239,7 +252,9 @@ def _check_numbers(made: CompiledRequest) -> None:
         ("phases", [0 if made.phases else 1], 1),
         ("conditioner's prompt", [call.prompt for call in made.conditioning], len(made.prompts)),
         ("places' picture", made.places[:, 0], len(made.pictures)),
-        ("places' slot", made.places[:, 1], slots[0] if slots else 0),
+        ("places' phase", made.places[:, 2] + 1, len(slots) + 1),
+        ("references' prompt", made.references[:, 0], len(made.prompts)),
+        ("references' picture", made.references[:, 2], len(made.reference_pictures)),
         ("outputs' phase", made.outputs[:, 3], len(slots)),
     ]
     limits += [("carry", phase.carry, slots[number]) for number, phase in enumerate(made.phases[1:])]
@@ -251,6 +266,10 @@ def _check_numbers(made: CompiledRequest) -> None:
         values = np.asarray(numbers)
         if values.size and not (values.min() >= 0 and values.max() < limit):
             raise ValueError(f"{name} points beyond {limit}")
+    for _, begin, phase, _ in made.places.tolist():
+        target = made.phases[0].latents if phase < 0 else made.phases[phase].tables.get("conditions")
+        if target is None or not 0 <= begin < len(target):
+            raise ValueError("places point beyond what pictures fill")
     for _, _, _, phase, begin, height, width in made.outputs.tolist():
         if min(begin, height - 1, width - 1) < 0 or begin + height * width > slots[phase]:
             raise ValueError("outputs point beyond the slots")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends.base import text_arenas
@@ -22,6 +23,7 @@ from framert.runtime.windows import WINDOWS, windows
 QUIET_NAN = 0x7FC00000  # a float32; its low bits say which picture's latents stand there. No other latent is NaN
 STATE = ("latents", "history")  # denoiser's inputs that are its own outputs of the call before
 MODULATION = "modulation"
+SHOWN = "conditions"  # the denoiser's input that shows pictures beside the noisy ones, where a family has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +61,36 @@ class Recorder:
         self._prompts: list[tuple[dict[str, Array], dict[str, Array]]] = []  # feeds, and what stands for the outputs
         self._calls: list[Conditioning] = []
         self._pictures: list[Floats] = []
+        self._references: list[Floats] = []
+        self._referred: list[tuple[int, int, int]] = []
         self._phases: list[_Calls] = []
+        self._found: list[tuple[int, int, int, int]] = []
 
     def run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Any]:
         if graph == "text_encoder":
-            self._prompts.append(({name: array.copy() for name, array in feeds.items()}, self._zeros(graph, feeds)))
-            return dict(self._prompts[-1][1])
+            return self._read(feeds)
         if graph == "conditioner":
             return self._condition(feeds)
         if graph == "vae_encoder" and set(feeds) == {"pixels"}:
-            mark = np.uint32(QUIET_NAN + len(self._pictures)).view(np.float32)
-            self._pictures.append(np.array(feeds["pixels"], np.float32))
             sides = (side // self._model.vae_factor for side in feeds["pixels"].shape[2:])
-            return {"mean": np.full((1, self._model.latent_channels, *sides), mark, np.float32)}
+            return {"mean": _marked((1, self._model.latent_channels, *sides), self._pictures, feeds["pixels"])}
+        if graph == "image_encoder" and set(feeds) == {"pixels"}:
+            width = self._graphs[graph].outputs["feature"].shape[-1]
+            return {"feature": _marked((1, int(width)), self._references, feeds["pixels"])}
         raise CompiledRequestError(
             f"a request that gives {graph} {', '.join(feeds)} cannot be compiled; run it instead"
         )
+
+    def _read(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
+        kept = {name: np.array(array) for name, array in feeds.items()}
+        feature = kept.get("feature")
+        if feature is not None:
+            marks = _marks(feature)[:, :1]
+            for row in np.flatnonzero(marks[:, 0] >= 0).tolist():
+                self._referred.append((len(self._prompts), row, int(marks[row, 0])))
+            kept["feature"] = np.where(np.isnan(feature), np.float32(0), feature)
+        self._prompts.append((kept, self._zeros("text_encoder", feeds)))
+        return dict(self._prompts[-1][1])
 
     def _condition(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
         encoded = {id(array): number for number, (_, made) in enumerate(self._prompts) for array in made.values()}
@@ -130,10 +146,16 @@ class Recorder:
         given = tables.arrays() | windows(tables)
         wanted = set(self._graphs["denoiser"].inputs) - {*STATE, *STEPPED, *self._arenas}
         marked = {name for name, array in given.items() if array.dtype.kind == "f" and np.isnan(array).any()}
+        marked -= {SHOWN}
         if wrong := (wanted ^ set(given)) - set(WINDOWS) | marked:
             raise CompiledRequestError(
                 f"this bundle's denoiser takes {', '.join(sorted(wrong))}, which cannot be compiled; run it instead"
             )
+        places = self._places(latents, -1) if not self._phases else []
+        if (shown := given.get(SHOWN)) is not None:
+            places += self._places(shown, len(self._phases))
+            given[SHOWN] = np.where(np.isnan(shown), np.float32(0), shown)
+        self._found += places
         self._phases.append(_Calls(given, latents.copy()))
 
     def step(self, row: Ints, update: Floats) -> None:
@@ -170,24 +192,52 @@ class Recorder:
     def conditioning(self) -> tuple[Conditioning, ...]:
         return tuple(self._calls)
 
+    @property
+    def reference_pictures(self) -> tuple[Floats, ...]:
+        return tuple(self._references)
+
+    def references(self) -> Ints:
+        """Return (prompt, row of its feature, reference)."""
+        return np.asarray(self._referred, np.int32).reshape(-1, 3)
+
     def places(self) -> Ints:
-        """Return (picture, first slot) of every frame that a picture fills."""
-        marks = self._phases[0].latents.view(np.uint32)
-        marked: list[bool] = np.isnan(self._phases[0].latents).any(axis=1).tolist()  # type: ignore[assignment]
-        found, slot, side = [], 0, self._model.multiple
-        while slot < len(marks):
-            if not marked[slot]:
-                slot += 1
+        """Return (picture, first row, phase or -1 for latents, values of a pixel there)."""
+        return np.asarray(self._found, np.int32).reshape(-1, 4)
+
+    def _places(self, values: NDArray[Any], phase: int) -> list[tuple[int, int, int, int]]:
+        """Return the places of pictures in (rows, width) values: runs of rows whose latent channels hold their mark."""
+        pixel = values.shape[1] // self._model.patch**2
+        marks = _marks(values).reshape(len(values), -1, pixel)[:, :, : self._model.latent_channels]
+        first = marks[:, 0, 0].tolist()
+        found, row, side = [], 0, self._model.multiple
+        while row < len(first):
+            if first[row] < 0:
+                row += 1
                 continue
-            picture = int(marks[slot, 0]) - QUIET_NAN
-            tokens = self._pictures[picture].shape[2] // side * (self._pictures[picture].shape[3] // side)
-            assert (marks[slot : slot + tokens] == QUIET_NAN + picture).all(), "a frame holds more than one picture"
-            found.append((picture, slot))
-            slot += tokens
-        return np.asarray(found, np.int32).reshape(-1, 2)
+            picture = first[row]
+            height, width = self._pictures[picture].shape[2:]
+            tokens = height // side * (width // side)
+            assert (marks[row : row + tokens] == picture).all(), "a frame holds more than one picture"
+            found.append((picture, row, phase, pixel))
+            row += tokens
+        return found
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(_finished(calls, first=number == 0) for number, calls in enumerate(self._phases))
+
+
+def _marked(shape: tuple[int, ...], seen: list[Floats], pixels: Array) -> Floats:
+    """Return values that say of which picture they are, and keep the picture."""
+    mark = np.uint32(QUIET_NAN + len(seen)).view(np.float32)
+    seen.append(np.array(pixels, np.float32))
+    return np.full(shape, mark, np.float32)
+
+
+def _marks(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the number of the picture that each value stands for, -1 where it is a value."""
+    bits = np.ascontiguousarray(values).view(np.uint32).astype(np.int64)
+    marks: NDArray[np.int64] = np.where(np.isnan(values), bits - QUIET_NAN, -1)
+    return marks
 
 
 def _finished(calls: _Calls, *, first: bool) -> Phase:

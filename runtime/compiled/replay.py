@@ -37,7 +37,7 @@ def replay(compiled: CompiledRequest, bundle: Bundle, backend: Backend) -> list[
     denoiser = backend.denoiser()
     arenas = text_arenas(bundle.manifest)
     denoiser.reserve(text=max(compiled.arenas[name][1] for name in arenas), rows=compiled.arenas["modulation"][1])
-    encoded = [backend.run("text_encoder", dict(feeds)) for feeds in compiled.prompts]
+    encoded = [backend.run("text_encoder", feeds) for feeds in _prompts(compiled, backend)]
     for call in compiled.conditioning:
         inputs = bundle.manifest.graphs["conditioner"].inputs
         states = {name: encoded[call.prompt][name] for name in inputs if name not in call.given}
@@ -46,12 +46,13 @@ def replay(compiled: CompiledRequest, bundle: Bundle, backend: Backend) -> list[
             denoiser.write_text(begins.pop(), *(made[name] for name in arenas))
         if "modulation" in call.to:
             denoiser.write_modulation(call.to["modulation"], made["modulation"])
-    latents, history = _start(compiled, bundle, components)
+    latents, shown = _start(compiled, bundle, components)
+    history = np.zeros_like(latents)
     finished: list[Floats] = []
-    for phase in compiled.phases:
+    for number, phase in enumerate(compiled.phases):
         if phase.carry is not None:
             latents, history = latents[phase.carry], history[phase.carry]
-        denoiser.bind(_tables(phase), latents, history)
+        denoiser.bind(_tables(phase, shown.get(number)), latents, history)
         for call_number in range(phase.calls):
             denoiser.step(phase.row[call_number], phase.update[call_number][phase.update_group])
         latents, history = denoiser.state()
@@ -59,20 +60,36 @@ def replay(compiled: CompiledRequest, bundle: Bundle, backend: Backend) -> list[
     return _results(compiled, bundle, components, finished)
 
 
-def _start(compiled: CompiledRequest, bundle: Bundle, components: Components) -> tuple[Floats, Floats]:
-    first = compiled.phases[0].latents
+def _prompts(compiled: CompiledRequest, backend: Backend) -> list[dict[str, Array]]:
+    """Return the text encoder's inputs, with the features of the pictures that prompts refer to."""
+    feeds = [{name: array.copy() for name, array in given.items()} for given in compiled.prompts]
+    made = [backend.run("image_encoder", {"pixels": pixels})["feature"] for pixels in compiled.reference_pictures]
+    for prompt, row, reference in compiled.references.tolist():
+        feeds[prompt]["feature"][row] = made[reference][0]
+    return feeds
+
+
+def _start(compiled: CompiledRequest, bundle: Bundle, components: Components) -> tuple[Floats, dict[int, Floats]]:
+    """Return the first latents, and the conditions of phases, with the latents of given pictures in their places."""
+    first, patch = compiled.phases[0].latents, bundle.manifest.model.patch
     assert first is not None
-    latents = first.copy()
-    for picture, begin in compiled.places.tolist():
+    filled = {-1: first.copy()}
+    for picture, begin, phase, pixel in compiled.places.tolist():
+        if phase not in filled:
+            filled[phase] = np.array(compiled.phases[phase].tables["conditions"], np.float32)
         encoded = components.encode(compiled.pictures[picture][0].transpose(1, 2, 0), {})
-        tokens = to_tokens(encoded[None], bundle.manifest.model.patch)
-        latents[begin : begin + len(tokens)] = tokens
-    return latents, np.zeros_like(latents)
+        tokens = to_tokens(encoded[None], patch).reshape(-1, patch * patch, len(encoded))
+        rows = filled[phase][begin : begin + len(tokens)].reshape(len(tokens), patch * patch, pixel)
+        rows[:, :, : len(encoded)] = tokens
+        filled[phase][begin : begin + len(tokens)] = rows.reshape(len(tokens), -1)
+    return filled.pop(-1), filled
 
 
-def _tables(phase: Phase) -> Tables:
+def _tables(phase: Phase, conditions: Floats | None) -> Tables:
     names = {item.name for item in fields(Tables)}
     given: dict[str, Any] = {name: array for name, array in phase.tables.items() if name in names}
+    if conditions is not None:
+        given["conditions"] = conditions
     return Tables(**given, frames=phase.row.shape[1])
 
 

@@ -7,6 +7,8 @@ import ctypes
 import re
 import shutil
 import subprocess
+from dataclasses import fields
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from framert.runtime import backends
 from framert.runtime.bundle import Bundle
 from framert.runtime.compiled.compiler import compile_requests
 from framert.runtime.images import to_picture
+from framert.runtime.tables import Tables
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE, GOLDEN = ROOT / "examples" / "cpp", ROOT / "tests" / "golden"
@@ -124,14 +127,20 @@ def pipe(bundle):
 
 
 @pytest.fixture
-def replay(library, bundle, backend, tmp_path):
+def replay(replay_of, bundle, backend):
+    return lambda requests, graphs=None, damage=None: replay_of(
+        bundle, requests, graphs or Graphs(bundle, backend), damage
+    )
+
+
+@pytest.fixture
+def replay_of(library, tmp_path):
     """Compile requests and run them in C++; returns {(request, frame, "latents" or "pixels"): array}."""
 
-    def run(requests, graphs=None, damage=None):
+    def run(bundle, requests, graphs, damage=None):
         file = compile_requests(bundle, requests).save(tmp_path / "request.safetensors")
         if damage is not None:
             damage(file)
-        graphs = graphs or Graphs(bundle, backend)
         found = {}
 
         def take(request, frame, kind, sides, shape, values):
@@ -196,6 +205,44 @@ def test_requests_that_leave_at_different_calls(replay, pipe):
         expected = engine.submit(request).result()
         np.testing.assert_array_equal(found[number, 0, "latents"], expected.latents[0])
         np.testing.assert_array_equal(found[number, 0, "pixels"], expected.pixels[0])
+
+
+def emulated_univg():
+    spec = spec_from_file_location("emulated_univg", ROOT / "tests" / "emulated" / "univg.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class NumpyGraphs(Graphs):
+    """Graphs of a UniVG bundle in NumPy, whose step is a denoiser of the runtime's kind."""
+
+    def run(self, graph):
+        if self.opened[graph] != "denoiser":
+            return super().run(graph)
+        inputs, denoiser = self.inputs[graph], self.backend.denoiser()
+        denoiser.text = {name: inputs[name] for name in denoiser.text}
+        denoiser.modulation = inputs["modulation"]
+        tables = {item.name: inputs[item.name] for item in fields(Tables) if item.name in inputs}
+        denoiser.bind(Tables(**tables, frames=len(inputs["row"])), inputs["latents"], inputs["history"])
+        denoiser.step(inputs["row"], inputs["update"])
+        self.made[graph] = dict(zip(("next_latents", "next_history"), denoiser.state(), strict=True))
+        return 0
+
+
+@pytest.mark.parametrize(("task", "prompt"), [("edit", "make it blue"), ("identity", "a sphere")])
+def test_another_family_in_cpp(replay_of, task, prompt, tmp_path):
+    """Pictures that lie beside the noise, and pictures inside prompts."""
+    univg = emulated_univg()
+    bundle = univg.write_bundle(tmp_path / "tiny.bundle")
+    backend = univg.NumpyBackend(bundle)
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    request = framert.Request(task=task, images=[picture], prompt=prompt, steps=2, size=(48, 32), seed=2)
+    count, found = replay_of(bundle, [request], NumpyGraphs(bundle, backend))
+    expected = framert.Pipeline(bundle, backend).engine().submit(request).result()
+    assert count == 1
+    np.testing.assert_array_equal(found[0, 0, "latents"], expected.latents[0])
+    np.testing.assert_array_equal(found[0, 0, "pixels"], expected.pixels[0])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_damaged_header(file, damage):
         ({"outputs": None}, "lacks outputs"),
         ({"extra": np.zeros(1, np.float32)}, "it holds extra, which this version does not know"),
         ({"phase__0__latents": np.zeros((2, 64), np.float32)}, "latents is float32 of shape (2, 64)"),
-        ({"places": np.asarray([[5, 0]], np.int32)}, "places' picture points beyond 1"),
+        ({"places": np.asarray([[5, 0, -1, 16]], np.int32)}, "places' picture points beyond 1"),
         ({"conditioner__0__to__text_k": np.asarray([999], np.int32)}, "conditioner's text_k points beyond"),
         ({"conditioner__0__to__other": np.asarray([0], np.int32)}, "other"),
         ({"phase__0__update_group": np.full(12, 9, np.int32)}, "update_group points beyond"),
