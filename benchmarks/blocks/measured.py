@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from frames import Story, tell
 from heldout import novelty
 from intervals import estimate, metrics_of
-from world import sample_scene
 
 RUN = "_run"  # beside the tasks in the JSON; no task begins with an underscore
 SETTINGS = ("first", "scenes", "steps", "guidance", "side")  # that must agree for two to be compared
@@ -50,13 +50,13 @@ class Measured:
                 content[task][metric] = figures if summary else figures | values
             content[task]["scenes"] = len(next(iter(columns.values())))
             if not WORDED.isdisjoint(columns):
-                content |= {f"{task}/{name}": row for name, row in self._by_novelty(columns)}
+                content |= {f"{task}/{name}": row for name, row in self._by_novelty(task, columns)}
         return content
 
-    def _by_novelty(self, columns: dict[str, list[float]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _by_novelty(self, task: str, columns: dict[str, list[float]]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Return (group, its metrics) for the groups that have scenes."""
-        first = self.run["first"]
-        kinds = [novelty(sample_scene(first + index)) for index in range(len(next(iter(columns.values()))))]
+        count = len(next(iter(columns.values())))
+        kinds = [_novelty(task, tell(self.run["first"] + index)) for index in range(count)]
         for kind, name in GROUPS.items():
             part = {metric: [value for value, each in zip(values, kinds, strict=True) if each == kind]
                     for metric, values in columns.items() if metric in WORDED}  # fmt: skip
@@ -81,6 +81,12 @@ class Measured:
             raise ValueError(
                 f"{path} holds no values of single scenes ({error!r}); give a file that --json wrote without --summary"
             ) from error
+
+
+def _novelty(task: str, story: Story) -> str:
+    """Return what of a scene, and for an edit of what it is to become, was held out of training."""
+    kinds = {novelty(scene) for scene in ([story.scene, story.edit.scene] if task == "edit" else [story.scene])}
+    return next((kind for kind in ("things", "pairs") if kind in kinds), "")
 
 
 def _of_metric(figures: Any) -> dict[str, Any]:

@@ -136,6 +136,10 @@ def test_scores_of_obeying_words_come_by_novelty_too(tmp_path):
     assert "colours" not in content["text_to_image/known"]
     assert sum(content[f"text_to_image/{name}"]["scenes"] for name in ("known", "new_things", "new_pairs")) == 40
     assert not any(name.startswith("deblur/") for name in content)
+    success = [float(kind == "" and novelty(frames.tell(seed).edit.scene) == "") for seed, kind in enumerate(kinds)]
+    edits = replace(measured, tasks={"edit": {"success": success}}).as_json()
+    assert edits["edit/known"]["success"]["value"] == 1  # what a thing is to become counts too
+    assert edits["edit/known"]["scenes"] == sum(success) < objects.count(1)
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
     assert Measured.read(path) == measured
