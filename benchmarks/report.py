@@ -22,19 +22,22 @@ from quality_tables import quantizer_table, task_quality_table  # noqa: E402
 from tables import device_table, memory_table, precision_table, serve_table, step_table, triton_table  # noqa: E402
 
 from framert.runtime.errors import ConfigError, FramertError  # noqa: E402
-from framert.runtime.families.onediffusion.task_table import TASKS  # noqa: E402
+from framert.runtime.families import find_family  # noqa: E402
 
 
-def task_table(root: Path) -> str:
-    """Return the runtime's task table."""
-    lines = ["| task | makes | pictures given | also takes | steps, guidance |", "|---|---|---|---|---|"]
-    for task in TASKS.values():
+def task_table(family: str, root: Path) -> str:
+    """Return the task table of a family."""
+    tasks = find_family(family).tasks().values()
+    two = any(task.image_guidance is not None for task in tasks)
+    head = "steps, guidance, image guidance" if two else "steps, guidance"
+    lines = [f"| task | makes | pictures given | also takes | {head} |", "|---|---|---|---|---|"]
+    for task in tasks:
         fewest, most = task.images
         count = "none" if most == 0 else f"{fewest}" if fewest == most else f"{fewest} to {most or 'any number'}"
         extras = [*task.needs, *(f"({name})" for name in task.takes)]
-        lines.append(
-            f"| `{task.name}` | {task.summary} | {count} | {', '.join(extras)} | {task.steps}, {task.guidance:g} |"
-        )
+        scales = [task.guidance] + ([] if task.image_guidance is None else [task.image_guidance])
+        values = ", ".join([str(task.steps), *(f"{scale:g}" for scale in scales)])
+        lines.append(f"| `{task.name}` | {task.summary} | {count} | {', '.join(extras)} | {values} |")
     return "\n".join(lines)
 
 
@@ -61,7 +64,8 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "serve": serve_table,
     "memory": memory_table,
     "triton": triton_table,
-    "tasks": task_table,
+    "tasks": partial(task_table, "onediffusion"),
+    "univg-tasks": partial(task_table, "univg"),
     "blocks": blocks_table,
 }
 

@@ -232,9 +232,12 @@ def _summarize(results: list[Result]) -> None:
     parts = ", ".join(f"{name} {spent[name]:.1f}" for name in slowest)
     last = settings["seed"] + len(results) - 1
     seeds = f"seed {settings['seed']}" if len(results) == 1 else f"seeds {settings['seed']} to {last}"
+    scales = [f"guidance {settings['guidance']:g}"]
+    if "image_guidance" in settings:
+        scales.append(f"image guidance {settings['image_guidance']:g}")
     print(
         f"{settings['task']} {width}x{height}, {settings['steps']} steps of {settings['solver']}, "
-        f"guidance {settings['guidance']:g}, {seeds}: {total:.1f} s ({parts})",
+        f"{', '.join(scales)}, {seeds}: {total:.1f} s ({parts})",
         file=sys.stderr,
     )
 
