@@ -25,6 +25,7 @@ from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, compile_ke
 from framert.export.tensorrt.prepare import Prepared, prepare
 from framert.export.tensorrt.profiles import Capacity, Profile
 from framert.export.tensorrt.targets import check_precision, parse_targets
+from framert.runtime.backends.base import check_family
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BackendError, BundleError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
@@ -138,6 +139,7 @@ def _onnx_bundle(path: str | os.PathLike[str]) -> Bundle:
     opened = Bundle.open(path)
     if (kind := opened.manifest.target.get("kind")) != "onnx":
         raise BundleError(f"{path} is already built for {kind!r}; give the bundle that framert export made")
+    check_family(opened, "tensorrt", ("onediffusion",))
     return opened
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from framert.export.tensorrt.body import WINDOWS
 from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.prepare import Prepared, prepare
+from framert.runtime.backends.base import check_family
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BundleError, ConfigError
 from framert.runtime.manifest import Graph
@@ -53,6 +54,7 @@ def write_padded(
     opened = Bundle.open(bundle)
     if (kind := opened.manifest.target.get("kind")) != "onnx":
         raise BundleError(f"{bundle} is built for {kind!r}; give the bundle that framert export made")
+    check_family(opened, "tensorrt", ("onediffusion",))
     if set(WINDOWS) <= set(opened.manifest.graphs["denoiser"].inputs):
         raise BundleError(f"{bundle} has padded attention already; run it with backend='onnxruntime'")
     if precision not in (None, "fp16", "bf16"):

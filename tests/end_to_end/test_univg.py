@@ -182,6 +182,12 @@ def test_other_backends_refuse_in_a_sentence(bundle, backend):
         framert.load(bundle, backend=backend)
 
 
+def test_no_engines_are_built_of_it(bundle, tmp_path, capsys):
+    assert main(["build", str(bundle), "--target", "sm_89", "-o", str(tmp_path / "engines")]) == 2
+    assert "is of the family univg, and backend 'tensorrt' runs onediffusion alone" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_request_without_pictures_compiles(bundle):
     request = framert.Request(task="text_to_image", prompt="a red cube", steps=2, size=(32, 32))
     compiled = compile_requests(Bundle.open(bundle), [request])
