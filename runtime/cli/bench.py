@@ -39,7 +39,7 @@ EPILOG = """examples:
   framert bench blocks.bundle
   framert bench int8.bundle --reference blocks.bundle --tasks text_to_image image_to_depth --steps 20
   framert bench int8.bundle --trace poisson:rate=80%,mix=text_to_image@64x64*3+edit@128x64,seconds=60 --json
-  framert bench my_checkpoint --sizes 512x512 --tasks all -o rows.csv"""
+  framert bench my_checkpoint --size 512 --tasks all -o rows.csv"""
 DEFAULT_TASKS = ("text_to_image", "image_to_depth", "image_to_multiview")
 
 
@@ -62,10 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--sizes",
+        "--size",
         nargs="+",
         type=_sizes,
         metavar="WIDTHxHEIGHT",
-        help="of the pictures (default: the native size)",
+        help="of the pictures, or the sides of squares (default: the native size)",
     )
     what.add_argument("--steps", type=int, metavar="N", help="intervals of the schedule (default: each task's own)")
     what.add_argument("--rounds", type=int, default=5, metavar="N", help="timed rounds of each (default 5)")

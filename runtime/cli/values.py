@@ -5,11 +5,13 @@ import re
 
 
 def size(text: str) -> tuple[int, int]:
-    """``512x384`` -> (512, 384)."""
-    match = re.fullmatch(r"\s*(-?\d+)\s*[xX]\s*(-?\d+)\s*", text)
+    """``512x384`` -> (512, 384); ``512`` -> (512, 512)."""
+    match = re.fullmatch(r"\s*(-?\d+)\s*(?:[xX]\s*(-?\d+)\s*)?", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; give WIDTHxHEIGHT in pixels, such as 512x384")
-    return int(match[1]), int(match[2])
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; give WIDTHxHEIGHT in pixels, such as 512x384, or the side of a square"
+        )
+    return int(match[1]), int(match[2] or match[1])
 
 
 def numbers(text: str) -> list[float]:

@@ -73,7 +73,7 @@ def test_every_command_has_help_with_examples(call, command):
         (["run", "b", "t", "-o", "x.png", "--stepz", "3"], "--stepz 3 (did you mean --steps?); framert run --help"),
         (["run", "b", "t", "-o", "x.png", "--step=3"], "unrecognized arguments: --step=3 (did you mean --steps?)"),
         (["tasks", "--js"], "unrecognized arguments: --js"),
-        (["run", "b", "t", "-o", "x.png", "--size", "64"], "'64' is not a size; give WIDTHxHEIGHT in pixels"),
+        (["run", "b", "t", "-o", "x.png", "--size", "64x"], "'64x' is not a size; give WIDTHxHEIGHT in pixels"),
         (["run", "b", "t", "-o", "x.png", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["run", "b", "t", "-o", "x.png", "--azimuth", "0;20"], "'0;20' is not a list of numbers; give one per camera"),
         (["run", "b", "t", "-o", "x.png", "--color", "cyan"], "'cyan' is not NAME=COLOUR; give such as"),

@@ -9,6 +9,7 @@ import pytest
 from framert.runtime.bench import plan, quality, rows
 from framert.runtime.bundle import Bundle
 from framert.runtime.cli import bench, main
+from framert.runtime.cli.parser import parse
 from framert.runtime.errors import ConfigError
 
 pytest.importorskip("onnxruntime")
@@ -151,7 +152,7 @@ def test_a_checkpoint_is_exported_first_and_that_is_timed(call, golden_bundle, t
     ("words", "message"),
     [
         (["--tasks", "paint"], "there is no task 'paint'"),
-        (["--sizes", "64"], "'64' is not a size"),
+        (["--sizes", "64x"], "'64x' is not a size"),
         (["--sizes", "33x32"], "33x32"),
         (["--sizes", "32x48", "--tasks", "camera_pose"], "square"),
         (["--steps", "0"], "steps"),
@@ -224,3 +225,8 @@ def test_rows_need_a_repository(call, golden_bundle, tmp_path, monkeypatch):
 def test_a_plan_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="at least one task"):
         plan.Plan(tasks=[], sizes=[(32, 32)])
+
+
+def test_a_side_alone_is_a_square():
+    parsed = parse(["bench", "b", "--size", "512", "64x32,96"])
+    assert [size for sizes in parsed.sizes for size in sizes] == [(512, 512), (64, 32), (96, 96)]
