@@ -12,6 +12,7 @@ planted outliers (blocks/outliers.py), which leave fp32 as it is. Nothing is tim
 | framert | per-token scales, smoothing where it is exact | ONNX Runtime |
 | nncf | nncf.quantize, model type transformer, SmoothQuant, mixed preset: everything that it takes | OpenVINO |
 | nncf-products | the same, on the products that framert quantizes alone | OpenVINO |
+| nncf-half | nncf-products with SmoothQuant's alpha at 0.5 instead of NNCF's 0.95 | OpenVINO |
 | modelopt | ModelOpt's INT8_SMOOTHQUANT_CFG, on these products | torch, which rounds as int8 does |
 """
 
@@ -87,11 +88,16 @@ class Watched(OpenVinoBackend):
 
 
 class Nncf(OpenVinoBackend):
-    """A bundle in fp32 whose denoiser NNCF quantizes when it is loaded. everything: not only framert's products."""
+    """A bundle in fp32 whose denoiser NNCF quantizes when it is loaded.
 
-    def __init__(self, bundle: Bundle, calls: list[dict[str, Any]], *, everything: bool) -> None:
+    Args:
+        calls: what the denoiser is calibrated on. everything: not only framert's products. alpha: of SmoothQuant; None
+            is NNCF's own.
+    """
+
+    def __init__(self, bundle: Bundle, calls: list[dict[str, Any]], *, everything: bool, alpha: float | None) -> None:
         super().__init__(bundle, threads=THREADS)
-        self._calls, self._everything = calls, everything
+        self._calls, self._everything, self._alpha = calls, everything, alpha
 
     def _compile(self, path: Path, config: dict[str, Any]) -> Any:
         if path != self._bundle.graph_path("denoiser"):
@@ -105,6 +111,7 @@ class Nncf(OpenVinoBackend):
             subset_size=len(self._calls),
             model_type=nncf.ModelType.TRANSFORMER,  # which switches SmoothQuant and the mixed preset on
             ignored_scope=ignored,
+            advanced_parameters=None if self._alpha is None else _with_alpha(self._alpha),
         )
         return self._core.compile_model(quantized, "CPU", config)
 
@@ -117,6 +124,12 @@ def import_nncf() -> Any:
 
     nncf.set_log_level(logging.ERROR)
     return nncf
+
+
+def _with_alpha(alpha: float) -> Any:
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+
+    return AdvancedQuantizationParameters(smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha))
 
 
 def _other_products(model: Any) -> list[str]:
@@ -151,11 +164,11 @@ def modelopt_backend(model: Model) -> Oracle:
     return oracle
 
 
-def nncf_backend(model: Model, *, everything: bool) -> Nncf:
+def nncf_backend(model: Model, *, everything: bool = False, alpha: float | None = None) -> Nncf:
     """Return the bundle in fp32 with NNCF between it and OpenVINO."""
     watched = Watched(model.fp32)
     calibrate(model, watched)
-    return Nncf(model.fp32, watched.calls, everything=everything)
+    return Nncf(model.fp32, watched.calls, everything=everything, alpha=alpha)
 
 
 def calibrate(model: Model, backend: Any) -> None:
@@ -166,7 +179,8 @@ def calibrate(model: Model, backend: Any) -> None:
 SIDES: Mapping[str, Callable[[Model], Any]] = {
     "framert": lambda model: backends.create("onnxruntime", model.int8, threads=THREADS),
     "nncf": lambda model: nncf_backend(model, everything=True),
-    "nncf-products": lambda model: nncf_backend(model, everything=False),
+    "nncf-products": nncf_backend,
+    "nncf-half": lambda model: nncf_backend(model, alpha=0.5),
     "modelopt": modelopt_backend,
 }
 

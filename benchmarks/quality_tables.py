@@ -11,6 +11,7 @@ QUANTIZERS = {
     "framert": "**framert**: per-token scales",
     "nncf": "NNCF, all that it takes",
     "nncf-products": "NNCF, framert's products",
+    "nncf-half": "NNCF, framert's products, SmoothQuant alpha 0.5",
     "modelopt": "ModelOpt SmoothQuant, framert's products",
 }
 STATES = ("as trained", "planted outliers")
