@@ -2,8 +2,8 @@
 
 Such an engine needs neither Python nor framert where it runs. TensorRT passes a kernel the addresses of its inputs,
 then whole numbers, then the addresses of its outputs: the order of the attention kernel's own arguments. It gives no
-workspace, so the kernel has no hidden pointers (``kernels.aot`` takes them off). Up to 11.2 at least it loads the kernel
-anew whenever a shape changes and never gives it back (NVIDIA/TensorRT issue 4849): run such engines in few buckets.
+workspace, so the kernel has no hidden pointers (``kernels.aot`` takes them off). Up to 11.2 at least, it loads the
+kernel anew whenever a shape changes and never gives it back (NVIDIA/TensorRT issue 4849): give it few buckets.
 """
 
 from types import GenericAlias
