@@ -15,7 +15,7 @@ from PIL import Image
 import framert
 from framert.runtime.cameras import Cameras
 from framert.runtime.cli import lazy, main
-from framert.runtime.cli.values import join_negative_values, numbers, size
+from framert.runtime.cli.values import box, integers, join_negative_values, numbers, size
 from framert.runtime.families.onediffusion.task_table import TASKS
 
 COMMANDS = ("tasks", "run", "export", "verify", "inspect", "bench", "kernels")
@@ -77,6 +77,12 @@ def test_every_command_has_help_with_examples(call, command):
         (["run", "b", "t", "-o", "x.png", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["run", "b", "t", "-o", "x.png", "--azimuth", "0;20"], "'0;20' is not a list of numbers; give one per camera"),
         (["run", "b", "t", "-o", "x.png", "--color", "cyan"], "'cyan' is not NAME=COLOUR; give such as"),
+        (["run", "b", "t", "-o", "x.png", "--box", "cube=1,2,3"], "'cube=1,2,3' is not NAME=LEFT,TOP,RIGHT,BOTTOM"),
+        (["run", "b", "t", "-o", "x.png", "--box", "1,2,3,4"], "'1,2,3,4' is not NAME=LEFT,TOP,RIGHT,BOTTOM"),
+        (
+            ["run", "b", "t", "-o", "x.png", "--extend", "1;2"],
+            "'1;2' is not a list of whole numbers, such as 64,0",
+        ),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else "",
 )
@@ -321,3 +327,5 @@ def test_values_may_begin_with_a_minus(words, expected):
 def test_values_are_read_as_written():
     assert size(" 512X384") == (512, 384)
     assert numbers("0, -20.5,1e1") == [0.0, -20.5, 10.0]
+    assert box(" a=b = 1, 2.5,3,4") == ("a=b", (1.0, 2.5, 3.0, 4.0))
+    assert integers("64, 0,-8") == [64, 0, -8]
