@@ -44,16 +44,18 @@ def settings(threads: int) -> dict[str, Callable[[Any], None]]:
     def attribute(name: str, value: Any) -> Callable[[Any], None]:
         return lambda options: setattr(options, name, value)
 
+    # each thread of the pool on a processor of its own, numbered from 1; the first is the calling thread's
+    places = ";".join(map(str, range(2, threads + 1)))
+    pinned = {"pinned": entry("session.intra_op_thread_affinities", places)} if places else {}
     return {
         "default": lambda options: None,
         "one_thread": attribute("intra_op_num_threads", 1),
-        # each thread of the pool on a processor of its own, numbered from 1; the first is the calling thread's
-        "pinned": entry("session.intra_op_thread_affinities", ";".join(map(str, range(2, threads + 1)))),
         "no_spinning": entry("session.intra_op.allow_spinning", "0"),
         "no_arena": attribute("enable_cpu_mem_arena", False),
         "no_memory_pattern": attribute("enable_mem_pattern", False),
         "no_prepacking": entry("session.disable_prepacking", "1"),
         "denormals_are_zero": entry("session.set_denormal_as_zero", "1"),
+        **pinned,
     }
 
 
