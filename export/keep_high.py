@@ -9,8 +9,9 @@ from framert.runtime.errors import ConfigError
 QUANTIZED = ("int8", "int4", "fp8")  # whose products are rewritten one by one; the 16-bit words change the whole graph
 PARTS: Mapping[str, str] = {"denoiser": "transformer", "text_encoder": "text_encoder"}  # and the checkpoint's folders
 ENDS = ("first", "last")
-_BLOCK = re.compile(r"(?:layers|encoder\.block)\.(\d+)\.")
-_KIND = re.compile(r"\.(\w+)\.weight(?:_transpose)?$")
+# Of NextDiT, T5 (in a folder of its own where there are several text encoders) and MM-DiT. CLIP is small and stays.
+_BLOCK = re.compile(r"(?:layers|(?:text_encoder(?:_\d)?\.)?encoder\.block|transformer_blocks)\.(\d+)\.")
+_KIND = re.compile(r"\.([A-Za-z_]\w*(?:\.\d+)?)\.weight(?:_transpose)?$")
 
 
 @dataclass(frozen=True, slots=True)

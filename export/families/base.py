@@ -7,6 +7,8 @@ from typing import Protocol
 from framert.export.cases import Case, Condition
 from framert.export.checkpoint import Checkpoint
 from framert.export.plan import GraphPlan
+from framert.export.quantize.recipe import Recipe
+from framert.export.quantize.smoothing import Link
 from framert.runtime.manifest import Manifest, ModelSpec, ScheduleSpec, TokenizerSpec
 
 
@@ -48,3 +50,12 @@ class Family(Protocol):
 
         condition: runs the conditioner, whose results the denoiser's cases hold.
         """
+
+    def links(self, part: str, checkpoint: Checkpoint) -> list[Link]:
+        """Return where factors may move between weights of a part, transformer or text_encoder, before it is quantized.
+
+        Raises: ConfigError if the part cannot be quantized.
+        """
+
+    def folded(self, recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+        """Return the transformer's recipe with weights whose results fp16 holds."""

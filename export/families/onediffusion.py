@@ -10,6 +10,9 @@ from framert.export.checkpoint import Checkpoint, config_values
 from framert.export.families.onediffusion_plan import GUIDANCE_BRANCHES, plan_graphs
 from framert.export.models.nextdit import NextDiTConfig
 from framert.export.plan import GraphPlan
+from framert.export.quantize import smoothing
+from framert.export.quantize.recipe import Recipe
+from framert.export.quantize.smoothing import Link
 from framert.export.tokenizer import write_tokenizer
 from framert.runtime.manifest import Manifest, ModelSpec, ScheduleSpec, TokenizerSpec
 
@@ -66,6 +69,14 @@ class OneDiffusion:
         if graph == "conditioner":
             return cases.conditioner_cases(manifest.model)
         return cases.vae_cases(graph, manifest.model)
+
+    def links(self, part: str, checkpoint: Checkpoint) -> list[Link]:
+        if part == "transformer":
+            return smoothing.transformer_links(NextDiTConfig.from_checkpoint(checkpoint.configs[part]).depth)
+        return smoothing.text_links(int(checkpoint.configs[part]["num_layers"]))
+
+    def folded(self, recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+        return recipe.folded(NextDiTConfig.from_checkpoint(checkpoint.configs["transformer"]).depth)
 
 
 def _values(checkpoint: Checkpoint, part: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from framert.export.families.univg_plan import GUIDANCE_BRANCHES, plan_graphs
 from framert.export.families.univg_text import T5_TOKENS, TextLayout
 from framert.export.models.mmdit_config import MMDiTConfig
 from framert.export.plan import GraphPlan
+from framert.export.quantize import smoothing, two_streams
+from framert.export.quantize.recipe import Recipe
+from framert.export.quantize.smoothing import Link
 from framert.export.tokenizer import write_tokenizer
-from framert.runtime.errors import CheckpointError
+from framert.runtime.errors import CheckpointError, ConfigError
 from framert.runtime.manifest import Manifest, ModelSpec, ScheduleSpec, TokenizerSpec
 
 # diffusers' values of what a scheduler's configuration leaves out, and what it may not ask for.
@@ -103,6 +106,22 @@ class UniVG:
         if graph == "image_encoder":
             return univg_cases.image_encoder_cases(manifest.graphs)
         return vae_cases(graph, manifest.model)
+
+    def links(self, part: str, checkpoint: Checkpoint) -> list[Link]:
+        transformer = MMDiTConfig.from_checkpoint(checkpoint.configs["transformer"])
+        if part == "transformer":
+            return two_streams.transformer_links(transformer)
+        t5 = TextLayout.of(checkpoint, transformer).t5
+        if t5 is None:
+            raise ConfigError(
+                "this checkpoint's text encoders are CLIPs, which stay in fp32; name the denoiser alone, "
+                "as in precision denoiser=int8"
+            )
+        prefix = "" if checkpoint.text_encoders == ("text_encoder",) else f"{t5.folder}."
+        return smoothing.text_links(int(t5.config["num_layers"]), prefix)
+
+    def folded(self, recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+        return recipe  # no norm stands behind its products to cancel a factor; published in fp16, it needs none
 
 
 def _write_t5_tokenizer(source: Path, output: Path) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import framert
 from framert.export.checkpoint import Checkpoint, alias
+from framert.export.families.find import find_family
 from framert.export.oracle import Oracle
-from framert.export.quantize import calibration, smoothing
+from framert.export.quantize import calibration
 from framert.export.quantize.calibration import Activation
 from framert.export.quantize.recipe import SMOOTHED, Recipe
 from framert.export.rehearsal import rehearse
@@ -23,22 +24,21 @@ def prepare(bundle: Bundle, checkpoint: Checkpoint, oracle: Oracle, words: Mappi
     Args:
         bundle: the one that is being made, with its tokenizer and a manifest without graphs.
         oracle: runs the checkpoint. words: precision by part of the bundle.
+    Raises: ConfigError for a precision that the family does not have in a part.
     """
     stored = {part: _stored(checkpoint, part) for part in checkpoint.tensors}
     wanted = [part for part, name in DECIDES.items() if words[name] in SMOOTHED]
     if not wanted:
         return {part: Recipe(weights) for part, weights in stored.items()}
+    family = find_family(checkpoint)
+    links = {part: family.links(part, checkpoint) for part in wanted}
     found = calibrate(bundle, oracle, wanted)
-    links = {
-        "transformer": smoothing.transformer_links(bundle.manifest.model.depth),
-        "text_encoder": smoothing.text_links(int(checkpoint.configs["text_encoder"]["num_layers"])),
-    }
     recipes = {
         part: Recipe.smoothed(weights, links[part], found[part]) if part in wanted else Recipe(weights)
         for part, weights in stored.items()
     }
     if words["denoiser"] == "fp16":
-        recipes["transformer"] = recipes["transformer"].folded(bundle.manifest.model.depth)
+        recipes["transformer"] = family.folded(recipes["transformer"], checkpoint)
     return recipes
 
 

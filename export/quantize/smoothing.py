@@ -18,10 +18,22 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """makes: the stored tensor whose first axis makes the channels; reads: products, (out, in), that read them."""
+class Makes:
+    """Rows of a stored tensor, from ``begin`` on, that make channels. plus_one: the model adds 1 to what they make."""
 
-    makes: str
+    name: str
+    begin: int = 0
+    plus_one: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """makes: the stored tensor whose first axis makes the channels, or rows of several that all do.
+
+    reads: products, (out, in), that read them.
+    """
+
+    makes: str | tuple[Makes, ...]
     reads: tuple[str, ...]
 
 
@@ -41,10 +53,10 @@ def transformer_links(depth: int) -> list[Link]:
     return links
 
 
-def text_links(layers: int) -> list[Link]:
-    """Return the links of a T5 encoder with gated feed-forwards."""
+def text_links(layers: int, prefix: str = "") -> list[Link]:
+    """Return the links of a T5 encoder with gated feed-forwards, whose tensors' names begin with the prefix."""
     links: list[Link] = []
-    for block in (f"encoder.block.{index}" for index in range(layers)):
+    for block in (f"{prefix}encoder.block.{index}" for index in range(layers)):
         attention, ffn = f"{block}.layer.0.SelfAttention", f"{block}.layer.1.DenseReluDense"
         links += [
             Link(f"{block}.layer.0.layer_norm.weight", tuple(f"{attention}.{name}.weight" for name in "qkv")),
@@ -89,8 +101,26 @@ def smooth(
         for name in link.reads:
             smoothed[name] = _times(smoothed[name], s)
             divisors[name] = s
-        smoothed[link.makes] = _times(smoothed[link.makes], _rows(np.float32(1) / s, weights[link.makes]))
+        inverse = np.float32(1) / s
+        for part in (Makes(link.makes),) if isinstance(link.makes, str) else link.makes:
+            smoothed[part.name] = _divided(smoothed[part.name], part, inverse)
     return smoothed, divisors
+
+
+def _divided(weight: Weight, part: Makes, inverse: Floats) -> Weight:
+    """Multiply the part's rows. A bias takes care of the 1 that is added later: (1 + b) / s is 1 + (b + 1) / s - 1."""
+    if not part.begin and not part.plus_one and len(inverse) == weight.shape[0]:
+        return _times(weight, _rows(inverse, weight))
+    rows, is_bias = slice(part.begin, part.begin + len(inverse)), len(weight.shape) == 1
+
+    def read() -> Floats:
+        values: Floats = np.array(weight.read(), np.float32)
+        values[rows] *= _rows(inverse, weight)
+        if part.plus_one and is_bias:
+            values[rows] += inverse - np.float32(1)
+        return values
+
+    return Weight(weight.shape, read)
 
 
 def _rows(values: Floats, weight: Weight) -> Floats:
