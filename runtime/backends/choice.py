@@ -1,7 +1,9 @@
 """What ``load(backend="auto")`` takes, and why: what a bundle is built for, or the fastest it was verified with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from framert.runtime.backends.base import ENGINES
 from framert.runtime.bundle import Bundle
@@ -41,8 +43,11 @@ def choose(bundle: Bundle) -> Choice:
     half = sorted({"avx512_bf16", "amx_bf16", "bf16"} & cpu_features())
     if not half:
         return Choice("onnxruntime", None, "this CPU has no bfloat16 arithmetic, which openvino would gain from")
-    error = _recorded(bundle, "openvino", "bf16")
-    if error is None:
+    record = _record(bundle, "openvino", "bf16")
+    if record.get("refused"):
+        return Choice("onnxruntime", None, f"openvino refused this bundle: {record['refused']}")
+    error = record.get("velocity_error")
+    if not isinstance(error, int | float):
         return Choice(
             "onnxruntime", None,
             f"this CPU has {half[0]}, but openvino in bf16 was never compared on this bundle; "
@@ -53,9 +58,8 @@ def choose(bundle: Bundle) -> Choice:
     return Choice("openvino", "bf16", f"this CPU has {half[0]}, and bf16 was {error:.2g} off on this bundle")
 
 
-def _recorded(bundle: Bundle, backend: str, precision: str) -> float | None:
-    """Return the velocity error that ``framert doctor --record`` wrote into the manifest, if it did."""
+def _record(bundle: Bundle, backend: str, precision: str) -> Mapping[str, Any]:
+    """Return what ``framert doctor --record`` wrote into the manifest of a backend, nothing if it did not."""
     backends = bundle.manifest.verified.get("backends")
     record = backends.get(f"{backend}:{precision}") if isinstance(backends, dict) else None
-    error = record.get("velocity_error") if isinstance(record, dict) else None
-    return float(error) if isinstance(error, int | float) else None
+    return record if isinstance(record, dict) else {}

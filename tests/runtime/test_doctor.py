@@ -268,7 +268,9 @@ def test_a_backend_that_cannot_run_the_bundle_is_told_of(golden_bundle, tmp_path
     recorded = Bundle.open(copy).manifest.verified["backends"]
     assert recorded["openvino:bf16"]["velocity_error"] is None
     assert recorded["onnxruntime"]["seconds"] > 0
-    assert choice.choose(Bundle.open(copy)).backend == "onnxruntime"
+    monkeypatch.setattr(choice, "cpu_features", lambda: {"avx512_bf16"})
+    found = choice.choose(Bundle.open(copy))
+    assert (found.backend, found.reason) == ("onnxruntime", "openvino refused this bundle: openvino cannot load it")
 
 
 def test_a_comparison_is_recorded_and_auto_reads_it(golden_bundle, tmp_path, capsys):
