@@ -1,14 +1,18 @@
 """Requests to a file: the engine's own path, run on a backend that only records."""
 
 import json
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
+from functools import partial
 
 import numpy as np
 
 import framert
 from framert.runtime import sequence, tiling
+from framert.runtime.backends.tensorrt.profiles import Profiles
+from framert.runtime.backends.tensorrt.rebuild import rebuild_command
 from framert.runtime.bundle import Bundle
-from framert.runtime.compiled.format import FORMAT, OUTPUT_COLUMNS, VERSION, CompiledRequest, file_hashes
+from framert.runtime.compiled.format import FORMAT, OUTPUT_COLUMNS, VERSION, CompiledRequest, Phase, file_hashes
 from framert.runtime.compiled.recorder import Recorder
 from framert.runtime.components import Components
 from framert.runtime.errors import ConfigError
@@ -26,10 +30,12 @@ def compile_requests(bundle: Bundle, requests: List[Request]) -> CompiledRequest
     holds for these seeds.
 
     Args:
-        bundle: of ONNX graphs, or of engines.
+        bundle: of ONNX graphs, or of engines, whose sizes the requests must fit.
         requests: at least one; ``on_step`` is ignored.
-    Raises: ConfigError for no request, or one with reuse; what ``Pipeline.run`` raises for arguments that do not fit.
+    Raises: ConfigError for no request, or one with reuse; BackendError for more than engines were built for; what
+        ``Pipeline.run`` raises for arguments that do not fit.
     """
+    check_sizes = _sizes_of(bundle)
     jobs = [prepare(request, bundle.manifest) for request in requests]
     if not jobs:
         raise ConfigError("no request was given; give at least one")
@@ -49,6 +55,9 @@ def compile_requests(bundle: Bundle, requests: List[Request]) -> CompiledRequest
             if state.done:
                 outputs += _outputs(number, state, pack, recorder.phase)
         running = [(number, state) for number, state in running if not state.done]
+    phases = recorder.phases()
+    for phase in phases:
+        check_sizes(phase, recorder.arenas)
     return CompiledRequest(
         prompts=recorder.prompts,
         pictures=recorder.pictures,
@@ -57,10 +66,36 @@ def compile_requests(bundle: Bundle, requests: List[Request]) -> CompiledRequest
         conditioning=recorder.conditioning,
         arenas=recorder.arenas,
         places=recorder.places(),
-        phases=recorder.phases(),
+        phases=phases,
         outputs=np.asarray(sorted(outputs), np.int32).reshape(-1, OUTPUT_COLUMNS),
         metadata=_metadata(bundle, states),
     )
+
+
+def _sizes_of(bundle: Bundle) -> Callable[[Phase, Mapping[str, tuple[int, int]]], None]:
+    """Return what raises BackendError for a phase that the bundle's engines were not built for."""
+    if bundle.manifest.target.get("kind") == "onnx":
+        return lambda phase, arenas: None
+    profiles = Profiles.read(bundle.path, ("denoiser",), partial(rebuild_command, bundle))
+    inputs = bundle.manifest.graphs["denoiser"].inputs
+
+    def check(phase: Phase, arenas: Mapping[str, tuple[int, int]]) -> None:
+        given = {**phase.tables, "row": phase.row[0], "latents": phase.update_group[:, None]}
+        sizes = {
+            axis: length
+            for name, array in given.items()
+            if name in inputs
+            for axis, length in zip(inputs[name].shape, array.shape, strict=True)
+            if isinstance(axis, str)
+        }
+        sizes |= {
+            str(axis): rows
+            for name, (place, rows) in arenas.items()
+            if isinstance(axis := inputs[name].shape[place], str)
+        }
+        profiles.choose("denoiser", sizes)
+
+    return check
 
 
 def _outputs(number: int, state: Sequence, pack: Pack, phase: int) -> list[tuple[int, ...]]:

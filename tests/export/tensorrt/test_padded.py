@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 import framert
+from framert.export.tensorrt.api import load
 from framert.export.tensorrt.padded import write_padded
 from framert.runtime.bundle import Bundle
 from framert.runtime.cli import main
@@ -64,6 +65,18 @@ def test_tensorrt_10_3_has_its_operators(padded):
     for name in Bundle.open(padded).manifest.graphs:
         model = onnx.load(padded / f"{name}.onnx", load_external_data=False)
         assert not {"RMSNormalization", "RotaryEmbedding"} & {node.op_type for node in model.graph.node}, name
+
+
+def test_tensorrt_parses_every_graph_whole(padded):
+    """As the provider and trtexec do, from the files: the parser refuses a graph that it would have to cut."""
+    pytest.importorskip("tensorrt_rtx")
+    api = load("tensorrt-rtx")
+    for name, graph in Bundle.open(padded).manifest.graphs.items():
+        network = api.network(builder := api.builder())
+        parser = api.parse(network, padded / graph.files[0])
+        assert {network.get_input(index).name for index in range(network.num_inputs)} == set(graph.inputs), name
+        assert {network.get_output(index).name for index in range(network.num_outputs)} == set(graph.outputs), name
+        del parser, builder
 
 
 def test_a_request_compiled_for_the_source_fits(padded, golden_bundle):

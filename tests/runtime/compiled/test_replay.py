@@ -1,5 +1,8 @@
 """A compiled request gives what ``run`` gives, bit for bit: nothing the engine does is missing from the file."""
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +10,13 @@ import pytest
 
 import framert
 from framert.runtime import backends
-from framert.runtime.bundle import Bundle
+from framert.runtime.bundle import Bundle, write_manifest
 from framert.runtime.compiled.compiler import compile_requests
 from framert.runtime.compiled.format import CompiledRequest
 from framert.runtime.compiled.replay import replay
-from framert.runtime.errors import ConfigError, TaskError
+from framert.runtime.errors import BackendError, ConfigError, TaskError
+from framert.runtime.manifest import TensorSpec
+from framert.runtime.profiles import Capacity, plan_profiles, to_json
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PICTURES = [GOLDEN / f"input_{number}.png" for number in range(3)]
@@ -123,6 +128,27 @@ def test_every_input_of_the_denoiser_is_accounted_for(bundle):
         *made_by_the_replay,
         *(set(phase.tables) - {"window", "text_window"}),
     }
+
+
+def test_engines_sizes_are_checked_before_anything_is_copied_to_a_board(bundle, tmp_path):
+    """Of a bundle of engines the manifest, the tokenizer and the profiles are enough."""
+    manifest = bundle.manifest
+    graph = manifest.graphs["denoiser"]
+    axes = {"window": "longest", "text_window": "text_longest"}
+    inputs = {**graph.inputs, **{name: TensorSpec(dtype="int32", shape=(axis,)) for name, axis in axes.items()}}
+    target = {"kind": "tensorrt", "version": "10.3.0", "compute_capability": "sm_87"}
+    graphs = {**manifest.graphs, "denoiser": replace(graph, inputs=inputs)}
+    write_manifest(tmp_path, replace(manifest, target=target, graphs=graphs))
+    shutil.copy(bundle.path / "tokenizer.json", tmp_path)
+    capacity = Capacity(tokens=(16, 64), sequences=3, side=128)
+    table = to_json(plan_profiles(manifest, capacity, plugin=False))
+    (tmp_path / "profiles.json").write_text(json.dumps(table))
+    engines = Bundle.open(tmp_path, check_files=False)
+    compile_requests(engines, [REQUESTS["no guidance, heun"]]).save(tmp_path / "request.safetensors")
+    with pytest.raises(BackendError, match=r"asked for 4 sequences.*framert build"):
+        compile_requests(engines, [REQUESTS["no guidance, heun"]] * 4)
+    with pytest.raises(BackendError, match="built for 1 to 64"):
+        compile_requests(engines, [replace(REQUESTS["text"], size=(96, 96))])  # 36 tokens in two branches
 
 
 def test_bad_calls_are_refused(bundle):
