@@ -40,8 +40,11 @@ def task_quality_table(root: Path) -> str:
         lines.append(f"| `{case.partition(';')[0]}` | {stem}{shown} | {' | '.join(cells)} |")
     first = max(rows, key=lambda row: row.date)
     settings = first.case.split("; ")[1]
+    shown = {case for case, _ in judged}
+    others = list(dict.fromkeys(f"`{case.partition(';')[0]}`" for case, _ in scores if case not in shown))
+    rest = f"Scored by thresholds alone, which are not judged: {', '.join(others)}. " if others else ""
     return "\n".join(lines) + (
-        f"\n\nRelative loss against {words(reference).replace('**framert**, ', '')}, scene by scene, with its 95 % "
+        f"\n\n{rest}Relative loss against {words(reference).replace('**framert**, ', '')}, scene by scene, with its 95 % "
         f"interval; below 0 is better. {first.case.rpartition('; ')[2].split()[0]}, {settings}. {first.device}; "
         f"{commits(rows)}."
     )
@@ -69,7 +72,7 @@ def quantizer_table(root: Path) -> str:
         "outliers: velocity | latents PSNR |",
         "|---|---|---|---|---|---|",
     ]
-    for side in dict.fromkeys(row.impl for row in rows):
+    for side in sorted(dict.fromkeys(row.impl for row in rows), key=_place):
         cells = []
         for state in STATES:
             mine = [row for row in rows if row.impl == side and row.case.split("; ")[2] == state]
@@ -85,6 +88,11 @@ def quantizer_table(root: Path) -> str:
         f"{first.case.rpartition('; ')[2].split()[0]}, {steps}. ModelOpt's rounding is simulated in torch. "
         f"{first.device}; {commits(rows)}."
     )
+
+
+def _place(side: str) -> int:
+    name = side.partition(" ")[0]
+    return [*QUANTIZERS, name].index(name)
 
 
 def _values(rows: list[Row], metric: str) -> list[float]:

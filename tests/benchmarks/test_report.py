@@ -192,6 +192,7 @@ def test_a_smaller_loss_that_is_beyond_the_limit_is_named(report: ModuleType, me
 def test_the_table_of_tasks_has_every_loss_with_its_interval(report: ModuleType, measured: Path) -> None:
     task = f'"edit; {SCENES}; {MODEL}"'
     lines = [f"quality,onnxruntime-fp32,{task},psnr,dB,1,27.04,1"]
+    lines += [f'quality,onnxruntime-fp32,"identity; {SCENES}; {MODEL}",colours,1,1,1,1']
     lines += [
         f"quality,openvino-bf16/onnxruntime-fp32,{task},psnr_{end}_ratio,x,1,{value},1"
         for end, value in (("loss", -0.001), ("loss_low", -0.002), ("loss_high", 0.0005))
@@ -204,6 +205,7 @@ def test_the_table_of_tasks_has_every_loss_with_its_interval(report: ModuleType,
     )
     assert "| `edit` | psnr 27 dB | -0.10% (-0.20% to 0.05%) |  |" in found
     assert "blocks, 32 scenes of 64 pixels from 0, 12 steps." in found[-2]
+    assert "Scored by thresholds alone, which are not judged: `identity`." in found[-2]
 
 
 def test_quantizers_stand_side_by_side(report: ModuleType, project: Path) -> None:
