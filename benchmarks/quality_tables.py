@@ -44,8 +44,8 @@ def task_quality_table(root: Path) -> str:
     others = list(dict.fromkeys(f"`{case.partition(';')[0]}`" for case, _ in scores if case not in shown))
     rest = f"Scored by thresholds alone, which are not judged: {', '.join(others)}. " if others else ""
     return "\n".join(lines) + (
-        f"\n\n{rest}Relative loss against {words(reference).replace('**framert**, ', '')}, scene by scene, with its 95 % "
-        f"interval; below 0 is better. {first.case.rpartition('; ')[2].split()[0]}, {settings}. {first.device}; "
+        f"\n\n{rest}Relative loss against {words(reference).replace('**framert**, ', '')}, scene by scene, with its "
+        f"95 % interval; below 0 is better. {first.case.rpartition('; ')[2].split()[0]}, {settings}. {first.device}; "
         f"{commits(rows)}."
     )
 
