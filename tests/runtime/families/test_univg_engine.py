@@ -193,6 +193,13 @@ def test_pooled_text_that_no_encoder_makes_is_zeros(univg, open_bundle):
     assert [array.tolist() for array in fed] == [[0.0] * 6] * 2
 
 
+def test_pictures_are_decoded_in_the_autoencoder_s_own_scale(pipe):
+    result = pipe.run("text_to_image", prompt="a", size=(32, 16), steps=1)
+    own = result.latents / np.float32(1.5) + np.float32(0.25)  # scale, then shift: what encoding does, backwards
+    pixels = pipe._backend.run("vae_decoder", {"latents": own})["pixels"][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(result.pixels[0], np.clip(pixels / 2 + 0.5, 0, 1), atol=1e-6)
+
+
 def test_warm_up_runs(pipe):
     pipe.warm_up([64, 7])
 
