@@ -34,9 +34,9 @@ transformers = pytest.importorskip("transformers")
 Make = Callable[..., Path]
 ALL, ALONE = ("clip", "clip_2", "t5"), ("t5 alone",)
 CONFIGS: Mapping[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "sd3": (ALL, {}),
-    "sd3.5-medium": (ALL, {"dual_attention_layers": [0, 1], "qk_norm": "rms_norm"}),
-    "univg": (ALONE, {"in_channels": 33, "qk_norm": "rms_norm"}),
+    "sd3": (ALL, {"num_layers": 2}),
+    "sd3.5-medium": (ALL, {"num_layers": 2, "dual_attention_layers": [0], "qk_norm": "rms_norm"}),
+    "univg": (ALONE, {"num_layers": 2, "in_channels": 33, "qk_norm": "rms_norm"}),
 }
 
 
