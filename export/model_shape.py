@@ -46,8 +46,12 @@ def _is_entry(name: str) -> bool:
 def _ffn(graph: onnx.GraphProto, hidden: int, file: Path) -> int:
     """Return the columns of the first gate: from the weight, or from the node where the weight is packed."""
     for initializer in graph.initializer:
-        if _is_entry(initializer.name) and len(initializer.dims) == 2 and hidden in initializer.dims:
-            rows, columns = initializer.dims
+        if not _is_entry(initializer.name) or len(initializer.dims) != 2:
+            continue
+        rows, columns = initializer.dims
+        if initializer.name.endswith("_values"):  # quantized, as (in, out); blocks may have widened the input
+            return int(columns)
+        if hidden in initializer.dims:
             return int(columns if rows == hidden else rows)
     for node in graph.node:
         if node.op_type == "MatMulNBits" and any(map(_is_entry, node.input)):

@@ -38,6 +38,13 @@ def test_the_gate_lies_either_way(dims):
     assert _ffn(graph(**{W1.replace(".", "__"): dims}), 24, Path("x.onnx")) == 64
 
 
+def test_a_gate_whose_input_was_widened_has_its_columns():
+    found = graph(
+        layers__0__feed_forward__w1__weight_values=(320, 768), layers__0__feed_forward__w1__weight_scale=(5, 768)
+    )
+    assert _ffn(found, 288, Path("x.onnx")) == 768
+
+
 def test_a_packed_gate_is_known_by_its_node():
     node = helper.make_node("MatMulNBits", ["a", f"{W1}_packed", "scale"], ["y"], K=24, N=64, bits=4, block_size=32)
     found = graph([node], layers__0__feed_forward__w1__weight_packed=(64, 16))
