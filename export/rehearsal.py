@@ -6,7 +6,6 @@ from typing import Any
 
 import framert
 from framert.export.weights import Array
-from framert.runtime.families import find_family
 
 # Plain captions that any model of the family understands; Blocks shows them.
 PROMPTS = (
@@ -33,7 +32,7 @@ def rehearse(
     given: Mapping[str, Any] | None = None,
     on_step: Callable[[Any], None] | None = None,
 ) -> Rehearsal:
-    """Run those tasks that the bundle has of a list with every kind of frame: made and given pictures, maps and rays.
+    """Run tasks that between them have every kind of frame the model takes: made and given pictures, maps and rays.
 
     The given pictures are earlier tasks' results, so nothing but the model is needed.
 
@@ -53,12 +52,10 @@ def rehearse(
 
     run("text_to_image", "text_to_image", 0, prompt=PROMPTS[0])
     run("text_to_image", "text_to_image, other prompt", 1, prompt=PROMPTS[1])
-    tasks = find_family(pipeline.manifest.family).tasks(pipeline.manifest)
-    if "image_to_depth" in tasks:
+    if model.max_frames > 1 or model.condition_channels:  # there is a place for a given picture
         run("image_to_depth", "image_to_depth", 2, images=[pictures["text_to_image"]])
-    if "depth_to_image" in tasks:
+    if model.max_frames > 1:
         run("depth_to_image", "depth_to_image", 3, images=[pictures["image_to_depth"]], prompt=PROMPTS[0])
-    if "image_to_multiview" in tasks:
         run(
             "image_to_multiview",
             "image_to_multiview",
@@ -67,6 +64,6 @@ def rehearse(
             prompt=PROMPTS[1],
             cameras=framert.Cameras.orbit(*VIEWS),
         )
-    if pipeline.manifest.model.condition_channels:  # the mask beside a picture is all 1 in the tasks before
+    if model.condition_channels:  # the mask beside a picture is all 1 in the tasks before
         run("edit", "edit", 5, images=[pictures["text_to_image"]], prompt="make the cube green")
     return Rehearsal(latents, pictures)
