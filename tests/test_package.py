@@ -54,11 +54,12 @@ def beyond_the_contract(path):
     """Return the modules of runtime beyond the contract that are imported, or named in a string.
 
     The contract is bundle, manifest and errors; the sizes that engines are built for, here or when they first run; and
-    the backends by name with what they offer: export measures a new bundle on the backend that is to run it.
+    the backends by name with what they offer: export measures a new bundle on the backend that is to run it; and ONNX's
+    operators in torch, on which it measures a graph that no backend for CPUs runs.
     """
     named = [text for text in strings(path) if re.fullmatch(r"[\w.]+", text)]
     runtime = [name for name in (*(name for name, _ in imports(path)), *named) if name.startswith("framert.runtime")]
-    contract = r"framert\.runtime(\.(bundle|manifest|errors|profiles|backends\.base)(\..*)?|\.backends)?"
+    contract = r"framert\.runtime(\.(bundle|manifest|errors|profiles|backends\.base|backends\.triton\.(graph_file|operators))(\..*)?|\.backends)?"
     return [name for name in runtime if not re.fullmatch(contract, name)]
 
 
