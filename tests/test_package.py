@@ -59,7 +59,8 @@ def beyond_the_contract(path):
     """
     named = [text for text in strings(path) if re.fullmatch(r"[\w.]+", text)]
     runtime = [name for name in (*(name for name, _ in imports(path)), *named) if name.startswith("framert.runtime")]
-    contract = r"framert\.runtime(\.(bundle|manifest|errors|profiles|backends\.base|backends\.triton\.(graph_file|operators))(\..*)?|\.backends)?"
+    modules = r"bundle|manifest|errors|profiles|backends\.base|backends\.triton\.(graph_file|operators)"
+    contract = rf"framert\.runtime(\.({modules})(\..*)?|\.backends)?"
     return [name for name in runtime if not re.fullmatch(contract, name)]
 
 
