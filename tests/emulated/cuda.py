@@ -158,6 +158,11 @@ class Cuda:
     def cuCtxPopCurrent(self) -> tuple[Any, ...]:
         return OK, self._stack().pop()
 
+    def cuCtxSynchronize(self) -> tuple[Any, ...]:
+        for stream in self.streams.values():
+            self.drain(stream)
+        return (self._ready() or self.sticky,)
+
     def cuGetErrorName(self, error: CUresult) -> tuple[Any, ...]:
         return OK, CUresult(error).name.encode()
 
@@ -249,6 +254,10 @@ class Cuda:
         name = next(self._names)
         self.events[name] = None
         return self._ready(), name
+
+    def cuEventDestroy(self, event: int) -> tuple[Any, ...]:
+        del self.events[event]
+        return (self._ready(),)
 
     def cuEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
         done = [False]

@@ -1,5 +1,7 @@
 """The CUDA driver as this backend uses it: one device, memory, copies in the order of a stream, events and graphs."""
 
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from framert.runtime.errors import BackendError
 PACKAGE = "cuda.bindings.driver"
 INSTALL = "pip install 'cuda-python>=12.8'"
 NO_GPU = "backend 'tensorrt' needs an NVIDIA GPU with its driver"
+# What is given back -> the function that frees it.
+FREES = {"memory": "cuMemFree", "pinned": "cuMemFreeHost", "event": "cuEventDestroy", "graph": "cuGraphExecDestroy"}
 OTHER = "install NVIDIA's driver (nvidia-smi must list the GPU), or load the exported bundle with backend='onnxruntime'"
 
 
@@ -48,7 +52,8 @@ class Driver:
         )
         self.target = f"sm_{major}{minor}"
         (self._context,) = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._unused: deque[int] = deque()  # addresses whose owners are gone
+        self._unused: deque[tuple[str, Any]] = deque()  # function and what it frees, whose owner is gone
+        weakref.finalize(self, _free, self._cuda, self._context, self._unused).atexit = False
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -74,14 +79,18 @@ class Driver:
             )
         return int(rest[0])
 
-    def release(self, address: int) -> None:
-        """Give memory back soon. Callable at any time, by a garbage collector too: it is freed at the next chance."""
-        self._unused.append(address)
+    def release(self, thing: Any, kind: str = "memory") -> None:
+        """Give something back soon. Callable at any time, by a garbage collector too: it is freed at the next chance.
+
+        Args:
+            thing: an address or a handle. kind: of ``FREES``.
+        """
+        self._unused.append((FREES[kind], thing))
 
     def collect(self) -> None:
         """Free what was released."""
         while self._unused:
-            self._call("cuMemFree", self._unused.popleft())
+            self._call(*self._unused.popleft())
 
     def memory(self) -> tuple[int, int]:
         """Return free and all bytes of the device."""
@@ -162,9 +171,6 @@ class Driver:
     def launch(self, graph: Any, stream: int) -> None:
         self._call("cuGraphLaunch", graph, self._stream(stream))
 
-    def destroy_graph(self, graph: Any) -> None:
-        self._call("cuGraphExecDestroy", graph)
-
     def _stream(self, stream: int) -> Any:
         return self._cuda.CUstream(stream)
 
@@ -177,6 +183,21 @@ class Driver:
     def _name(self, code: Any) -> str:
         failed, rest = _parts(self._cuda.cuGetErrorName(code))
         return f"error {int(code)}" if failed else bytes(rest[0]).decode()
+
+
+def _free(cuda: Any, context: Any, unused: deque[tuple[str, Any]]) -> None:
+    """Free what was released and not collected, once nobody has the driver any more; what fails is left."""
+    if not unused:
+        return
+    with contextlib.suppress(Exception):  # the driver may be gone, and whoever runs this has no use for its words
+        cuda.cuCtxPushCurrent(context)
+        try:
+            cuda.cuCtxSynchronize()
+            while unused:
+                by, thing = unused.popleft()
+                getattr(cuda, by)(thing)
+        finally:
+            cuda.cuCtxPopCurrent()
 
 
 def _import() -> Any:

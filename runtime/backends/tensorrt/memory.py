@@ -60,6 +60,7 @@ class Activations:
 
     def __init__(self, driver: Driver, stream: int) -> None:
         self._driver, self._stream = driver, stream
+        self._block: DeviceArray | None = None
         self.address = self.size = 0
 
     def hold(self, size: int) -> bool:
@@ -67,14 +68,14 @@ class Activations:
         if size <= self.size:
             return False
         self.drop()
-        self.address = self._driver.allocate(size, "what engines compute in")
-        self.size = size
+        self._block = DeviceArray(self._driver, self._stream, (size,), "uint8", "what engines compute in")
+        self.address, self.size = self._block.address, size
         return True
 
     def drop(self) -> None:
         """Free the block, once nothing computes in it."""
-        if self.address:
+        if self._block is not None:
             self._driver.synchronize(self._stream)
-            self._driver.release(self.address)
+            self._block = None
             self._driver.collect()
         self.address = self.size = 0

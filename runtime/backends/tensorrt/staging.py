@@ -1,6 +1,7 @@
 """Small arrays to the device in every step, without the host ever waiting for the device."""
 
 import ctypes
+import weakref
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ class Staging:
         self._sizes = [0] * DEPTH
         self._copied: list[Any] = [driver.event() for _ in range(DEPTH)]
         self._next = 0
+        weakref.finalize(self, _release, driver, self._places, self._copied).atexit = False
 
     def send(self, *pairs: tuple[int, Array]) -> None:
         """Copy each array to its address on the device, in the order of the stream; the arrays may change at once."""
@@ -41,3 +43,10 @@ class Staging:
             self._places[turn] = self._sizes[turn] = 0  # and so they stay if there is no room
             self._places[turn], self._sizes[turn] = self._driver.allocate_pinned(size), size
         return self._places[turn]
+
+
+def _release(driver: Driver, places: list[int], copied: list[Any]) -> None:
+    for place in filter(None, places):
+        driver.release(place, "pinned")
+    for event in copied:
+        driver.release(event, "event")

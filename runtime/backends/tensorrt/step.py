@@ -1,6 +1,7 @@
 """One size of the step: its tables at fixed addresses, and a call with its CUDA graph for each way latents move."""
 
 import logging
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,6 +122,7 @@ class _Turn:
         self.graph: Any = None
         self._call, self._driver, self._stream = call, driver, stream
         self._runs = 0
+        self._give_back: Any = None
         self._plain = False  # it cannot be captured
 
     def run(self) -> None:
@@ -144,9 +146,13 @@ class _Turn:
         if reason:
             self._plain = True
             _log.warning("a step is not captured as a CUDA graph: %s", reason)
+        else:
+            self._give_back = weakref.finalize(self, self._driver.release, self.graph, "graph")
+            self._give_back.atexit = False
         return not reason
 
     def forget(self) -> None:
         if self.graph is not None:
-            self._driver.destroy_graph(self.graph)
+            self._give_back()
+            self._driver.collect()
             self.graph = None

@@ -1,5 +1,6 @@
 """Backend "tensorrt" as a whole, on an emulated GPU: golden vectors, packs, captured steps, memory, plugins."""
 
+import gc
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
@@ -218,7 +219,8 @@ def test_low_memory_holds_one_engine_at_a_time(kind, machine, engine_bundles, ex
     np.testing.assert_array_equal(again.latents, got.latents)
     small = made.cuda.used
     made = machine()
-    framert.load(engine_bundles[kind], backend="tensorrt").run(**call)
+    pipe = framert.load(engine_bundles[kind], backend="tensorrt")
+    pipe.run(**call)
     assert small < made.cuda.used
 
 
@@ -245,6 +247,25 @@ def test_memory_is_given_back(machine, engine_bundle):
     for _ in range(3):
         pipe.velocity(*call)
     assert made.cuda.used == used
+
+
+def test_all_is_given_back_with_its_owner(machine, engine_bundle):
+    """Captured steps with an engine, everything with the pipeline: another one then finds the memory free."""
+    made = machine()
+    pipe = framert.load(engine_bundle, backend="tensorrt")
+    engine = pipe.engine()
+    engine.submit(framert.Request(**CUBE, steps=6)).result()
+    captured = len(made.cuda.executables)
+    del engine
+    gc.collect()
+    pipe.run(**CUBE, steps=6)  # as many, by a denoiser of its own
+    assert captured
+    assert len(made.cuda.executables) == captured
+    assert made.cuda.used
+    assert made.cuda.pinned
+    del pipe
+    gc.collect()
+    assert (made.cuda.used, made.cuda.pinned, made.cuda.executables, made.cuda.events) == (0, {}, {}, {})
 
 
 def test_a_failed_step_leaves_the_state(machine, engine_bundle, monkeypatch):

@@ -5,6 +5,7 @@ stand-in library: 10.3, 10.7, 10.9, 10.13, 10.16 and 11.4 have all of NAMES.
 """
 
 import ast
+import gc
 import inspect
 import re
 import subprocess
@@ -128,13 +129,15 @@ def test_the_real_functions_take_the_arguments_they_are_given(machine, engine_bu
         device.driver.copy(made.address, made.address + 8, 8, device.stream)
         graph = device.driver.capture(device.stream, made.zero)
         device.driver.launch(graph, device.stream)
-        device.driver.destroy_graph(graph)
+        device.driver.release(graph, "graph")
         made.read()
         del made
         device.driver.memory()
         device.driver.collect()
         with pytest.raises(BackendError):
             device.driver.upload(0, 0, 4, 12345)
+    del device
+    gc.collect()
     assert set(recorder.calls) == {name for name in driver_names() if name.startswith("cu")}
     cuda = import_module(driver.PACKAGE)
     for name, arguments in recorder.calls.items():
