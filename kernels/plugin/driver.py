@@ -26,6 +26,12 @@ class Driver:
         except OSError as error:
             raise BackendError(f"no CUDA driver ({error}); install NVIDIA's, or use another backend") from error
 
+    def context(self) -> int:
+        """Return the handle of the current context."""
+        handle = ctypes.c_void_p()
+        self._call("cuCtxGetCurrent", ctypes.byref(handle))
+        return handle.value or 0
+
     def target(self) -> str:
         """Return the compute capability of the current context's device, such as "sm_89"."""
         device, value = ctypes.c_int(), ctypes.c_int()

@@ -106,6 +106,8 @@ def check(launches: Sequence[Launch], scalars: dict[str, float], heads: int, kv_
 
 def _plugin_class(trt: Any) -> Any:
     bases: Any = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
+    # Every layer of every execution context has a plugin of its own, and all of them have the same kernel.
+    loaded: dict[tuple[int, str, bytes], Any] = {}
 
     class Plugin(*bases):  # type: ignore[misc]
         def __init__(self, scalars: dict[str, float], launches: list[Launch]) -> None:
@@ -177,7 +179,10 @@ def _plugin_class(trt: Any) -> Any:
             if self.driver is None or self.kernel is None:
                 self.driver = Driver()
                 launch = self._chosen(self.driver.target())
-                self.kernel = launch, self.driver.load(launch)
+                key = self.driver.context(), launch.entry, launch.image
+                if key not in loaded:
+                    loaded[key] = self.driver.load(launch)
+                self.kernel = launch, loaded[key]
             launch, function = self.kernel
             values = kernel_values([one.dims for one in inputs], input_pointers, output_pointers[0])
             numbers = {name: value for name, value in values.items() if not name.endswith("_ptr")}

@@ -126,6 +126,9 @@ class FakeDriver:
     def __init__(self) -> None:
         self.calls: list[Any] = []
 
+    def context(self) -> int:
+        return 1
+
     def target(self) -> str:
         return "sm_89"
 
@@ -152,6 +155,30 @@ def test_what_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
         assert blocks == ((tokens + 3 * (tile - 1)) // tile + 3 + 1, SHAPE.heads, 1)  # as kernel.frame_attention does
         assert parameters == [*pointers, tokens, 3, 96, 48, 48, 48, 48, 96, 4096]
         assert stream == 5
+
+
+def test_all_layers_and_contexts_share_one_loaded_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each context has a clone of each layer's plugin: a copy of the kernel for each would pile up on the device."""
+    drivers: list[FakeDriver] = []
+
+    def driver() -> FakeDriver:
+        drivers.append(FakeDriver())
+        return drivers[-1]
+
+    monkeypatch.setattr(plugin_module, "Driver", driver)
+    made = creator(fake_trt())
+    kernels = creator(fake_trt(), launches()).create_plugin("node", fields(), None).get_fields_to_serialize()
+    tensors = [SimpleNamespace(dims=size) for size in shapes(50)]
+    for layer in ("first", "second"):
+        plugin = made.create_plugin(layer, list(kernels), None)
+        for _ in range(2):
+            plugin.attach_to_context(None).enqueue(tensors, tensors[:1], [256] * 9, [4096], 0, 5)
+    calls = [call for one in drivers for call in one.calls]
+    assert len(drivers) == 4
+    assert (calls.count(("load", "sm_89")), len(calls)) == (1, 5)
+    monkeypatch.setattr(FakeDriver, "context", lambda _: 2)  # another device, or the first one reset
+    plugin.attach_to_context(None).enqueue(tensors, tensors[:1], [256] * 9, [4096], 0, 5)
+    assert drivers[-1].calls[0] == ("load", "sm_89")
 
 
 def test_a_gpu_without_a_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
