@@ -14,6 +14,7 @@ Sizes = tuple[int, int, int]  # least, best, most
 Profile = Mapping[str, Sizes]  # of each free axis
 
 MAX_PROFILES = 6  # of one engine: each has its own activation memory and, in the runtime, its own CUDA graphs
+MANY_PART = 4  # of many sequences each takes at most this part of a bucket
 FEW, LOGIT_BYTES = 3, 8  # sequences of a guided request and padding; a logit in fp32, before and after the softmax
 LARGEST_SIDE = 1024  # pixels: pictures above are decoded in tiles of this size
 
@@ -124,7 +125,7 @@ def _denoiser(manifest: Manifest, capacity: Capacity, *, plugin: bool) -> list[P
             profiles.pop()
         largest = profiles[-1]["tokens"][2]
         if capacity.sequences > few:
-            profiles.append(_padded(largest, capacity.sequences, max(1, largest // 4), manifest, capacity))
+            profiles.append(_padded(largest, capacity.sequences, max(1, largest // MANY_PART), manifest, capacity))
         for profile in profiles:
             if _over(manifest, profile, capacity):
                 raise ConfigError(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from framert.runtime.errors import BackendError, BundleError
+from framert.runtime.profiles import MANY_PART
 
 FILE = "profiles.json"
 Sizes = Mapping[str, int]
@@ -88,7 +89,10 @@ class Profiles:
         allowed = "; or ".join(
             ", ".join(f"{one[axis][2]} {axis}" for axis in SHOWN if axis in one and axis in sizes) for one in profiles
         )
-        return f"{graph} was asked for {asked}, and is built for up to {allowed}; {self._rebuild()} for larger ones"
+        # Each size alone fits: it is many sequences, one of which is too long for a part of the largest bucket.
+        tokens = max(sizes["tokens"], MANY_PART * sizes["longest"]) if {"tokens", "longest"} <= set(sizes) else 0
+        remedy = self._rebuild(axis="tokens", size=tokens) if tokens else self._rebuild()
+        return f"{graph} was asked for {asked}, and is built for up to {allowed}; {remedy}"
 
 
 def _outside(profile: Profile, sizes: Sizes) -> list[str]:

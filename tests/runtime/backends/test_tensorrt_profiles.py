@@ -11,6 +11,8 @@ from framert.runtime.backends.tensorrt.limits import EngineLimits
 from framert.runtime.backends.tensorrt.profiles import Profiles
 from framert.runtime.backends.tensorrt.shapes import CallSizes
 from framert.runtime.errors import BackendError
+from framert.runtime.manifest import Manifest, ModelSpec, ScheduleSpec
+from framert.runtime.profiles import Capacity, plan_profiles
 from framert.runtime.tables import BranchRows
 
 PLUGIN = [
@@ -23,6 +25,14 @@ PADDED = [
     {**PLUGIN[1], "sequences": (1, 2, 3), "longest": (1, 512, 512), "text_longest": (1, 64, 300)},
     {**PLUGIN[1], "sequences": (1, 8, 8), "longest": (1, 256, 256), "text_longest": (1, 64, 300)},
 ]
+
+MODEL = ModelSpec(
+    hidden_size=3840, depth=16, heads=32, kv_heads=8, head_dim=120, softcap=30.0, patch=2, latent_channels=16,
+    vae_factor=8, scaling_factor=1.5305, text_width=2048, max_positions=128, max_frames=128,
+)  # fmt: skip
+SCHEDULE = ScheduleSpec(
+    num_train_timesteps=1000, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+)
 
 
 def profiles(denoiser):
@@ -77,7 +87,7 @@ def test_the_smallest_profile_that_takes_a_call(sizes, chosen):
         ({"tokens": 1024, "sequences": 5, "longest": 400, "frames": 2},
          "asked for 1024 tokens, 5 sequences, 400 longest, 2 frames, and is built for up to 256 tokens, 3 sequences, "
          "128 longest, 64 frames; or 1024 tokens, 3 sequences, 512 longest, 64 frames; or 1024 tokens, 8 sequences, "
-         "256 longest, 64 frames; build it again for larger ones"),
+         "256 longest, 64 frames; build it again for 1600 tokens"),
     ],
     ids=["tokens", "none", "sequences", "together"],
 )  # fmt: skip
@@ -85,6 +95,27 @@ def test_refusals_say_what_is_allowed(sizes, says):
     with pytest.raises(BackendError) as caught:
         profiles(PADDED).choose("denoiser", sizes)
     assert str(caught.value) == f"denoiser was asked for {says.removeprefix('asked for ')}"
+
+
+@pytest.mark.parametrize(("tokens", "sequences", "longest"), [(1024, 5, 400), (600, 8, 300), (1024, 4, 512)])
+def test_what_a_refused_combination_says_to_build_takes_it(tokens, sequences, longest):
+    """By the builder's own rule, for a model of the published size."""
+    manifest = Manifest(
+        family="onediffusion", native_side=512, model=MODEL, schedule=SCHEDULE, prompt_tokens=300, guidance_branches=4,
+        target={"kind": "onnx"}, graphs={}, files={},
+    )  # fmt: skip
+    asked = []
+
+    def built(*buckets):
+        capacity = Capacity(tokens=buckets, attention_gib=64.0)
+        return Profiles(plan_profiles(manifest, capacity, plugin=False), lambda **more: asked.append(more) or "")
+
+    call = {"tokens": tokens, "sequences": sequences, "longest": longest}
+    with pytest.raises(BackendError):
+        built(256, 1024).choose("denoiser", call)
+    (more,) = asked
+    assert more["axis"] == "tokens"
+    assert built(256, 1024, more["size"]).choose("denoiser", call) == 3
 
 
 @pytest.mark.parametrize("table", [PLUGIN, PADDED], ids=["plugin", "padded"])
