@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from framert.export.tensorrt.api import Api
+from framert.runtime.checkpoints import cache_folder
 
 
 def default_folder() -> Path:
-    """Return where caches are kept: framert/timing in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "framert" / "timing"
+    """Return where caches are kept: a folder in framert's own cache."""
+    return cache_folder() / "timing"
 
 
 def cache_file(folder: Path, api: Api, gpu: str, kernels: str) -> Path:
@@ -31,7 +31,8 @@ def cache_file(folder: Path, api: Api, gpu: str, kernels: str) -> Path:
 def attach(config: Any, file: Path) -> bool:
     """Give a builder configuration the cache of a file; return False if it starts empty, being absent or not usable."""
     content = file.read_bytes() if file.exists() else b""
-    if content and config.set_timing_cache(config.create_timing_cache(content), False):
+    cache = config.create_timing_cache(content) if content else None  # TensorRT too says None of a damaged one
+    if cache is not None and config.set_timing_cache(cache, False):
         return True
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return False

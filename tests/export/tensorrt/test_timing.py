@@ -22,16 +22,17 @@ class FakeCache:
 
 
 class FakeConfig:
-    """Takes a cache that begins with "good"."""
+    """Takes a cache that begins with "good"; makes none of one that begins with "torn"."""
 
     def __init__(self) -> None:
         self.cache = FakeCache(b"never set")
 
-    def create_timing_cache(self, content: bytes) -> FakeCache:
-        return FakeCache(content)
+    def create_timing_cache(self, content: bytes) -> FakeCache | None:
+        return None if content.startswith(b"torn") else FakeCache(content)
 
     def set_timing_cache(self, cache: FakeCache, ignore_mismatch: bool) -> bool:
         assert not ignore_mismatch
+        assert isinstance(cache, FakeCache)  # the bindings take nothing else
         if cache.content and not cache.content.startswith(b"good"):
             return False
         self.cache = cache
@@ -64,15 +65,19 @@ def test_a_cache_is_kept_between_builds(tmp_path: Path) -> None:
     assert again.cache.content == b"good+"
 
 
-def test_a_damaged_cache_is_started_anew(tmp_path: Path) -> None:
-    (tmp_path / "a.timing").write_bytes(b"bad")
+@pytest.mark.parametrize("content", [b"bad", b"torn", b""])
+def test_a_damaged_cache_is_started_anew(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.timing").write_bytes(content)
     config = FakeConfig()
     assert not timing.attach(config, tmp_path / "a.timing")
     assert config.cache.content == b""
 
 
 def test_caches_lie_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FRAMERT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert timing.default_folder() == tmp_path / "framert" / "timing"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert timing.default_folder() == Path.home() / ".cache" / "framert" / "timing"
+    monkeypatch.setenv("FRAMERT_CACHE", str(tmp_path / "own"))
+    assert timing.default_folder() == tmp_path / "own" / "timing"
