@@ -21,10 +21,10 @@ from pathlib import Path
 
 import framert
 from framert.export.tensorrt.builder import ATTENTION, Built, Options, build
-from framert.export.tensorrt.profiles import Capacity
 from framert.export.tensorrt.targets import PRECISIONS
 from framert.runtime.bench.rows import Environment, Row
 from framert.runtime.errors import FramertError
+from framert.runtime.profiles import Capacity
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = ROOT / "models" / "blocks.bundle.tar.xz"

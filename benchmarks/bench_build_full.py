@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import framert
+from framert.runtime import profiles
 from framert.runtime.bench.rows import Environment, Row
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import FramertError
@@ -103,7 +104,7 @@ def cast_denoiser(folder: Path, manifest: Manifest, half: str | None, plugin: An
 
 
 def build_denoiser(prepared: Any, manifest: Manifest, target: str, plugin: Any, out: Path) -> Any:
-    from framert.export.tensorrt import builder, profiles
+    from framert.export.tensorrt import builder
     from framert.export.tensorrt.api import load
 
     api = load("tensorrt-rtx")

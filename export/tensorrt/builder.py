@@ -17,18 +17,19 @@ from tqdm import tqdm
 import framert
 from framert.export.model_shape import model_shape
 from framert.export.precision import WORDS
-from framert.export.tensorrt import memory, profiles, timing
+from framert.export.tensorrt import memory, timing
 from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
 from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, compile_kernels
 from framert.export.tensorrt.prepare import Prepared, prepare
-from framert.export.tensorrt.profiles import Capacity, Profile
 from framert.export.tensorrt.targets import check_precision, parse_targets
+from framert.runtime import profiles
 from framert.runtime.backends.base import check_family
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BackendError, BundleError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
+from framert.runtime.profiles import Capacity, Profile
 
 PROFILES = "profiles.json"
 ATTENTION = ("padded", *FORMS)

@@ -7,12 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from framert.export.tensorrt.api import Api
-from framert.runtime.checkpoints import cache_folder
-
-
-def default_folder() -> Path:
-    """Return where caches are kept: a folder in framert's own cache."""
-    return cache_folder() / "timing"
 
 
 def cache_file(folder: Path, api: Api, gpu: str, kernels: str) -> Path:

@@ -9,8 +9,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from framert.runtime.checkpoints import cache_folder
 from framert.runtime.cli.lazy import export_module
 from framert.runtime.errors import ConfigError
+from framert.runtime.profiles import Capacity
 
 NAME = "build"
 SUMMARY = "build TensorRT engines of a bundle"
@@ -90,8 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.target:
         raise ConfigError("--target is missing; give a compute capability such as --target sm_89")
     builder = export_module("tensorrt.builder", NAME)
-    timing = export_module("tensorrt.timing", NAME)
-    cache = None if arguments.no_timing_cache else arguments.timing_cache or timing.default_folder()
+    cache = None if arguments.no_timing_cache else arguments.timing_cache or cache_folder() / "timing"
     built = builder.build(
         arguments.bundle,
         arguments.output,
@@ -115,10 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _capacity(arguments: argparse.Namespace) -> Any:
+def _capacity(arguments: argparse.Namespace) -> Capacity:
     given = ("tokens", "sequences", "frames", "rows", "text", "side", "attention_gib")
-    profiles = export_module("tensorrt.profiles", NAME)
-    return profiles.Capacity(**{name: value for name in given if (value := getattr(arguments, name)) is not None})
+    return Capacity(**{name: value for name in given if (value := getattr(arguments, name)) is not None})
 
 
 def _write_padded(arguments: argparse.Namespace) -> int:

@@ -9,10 +9,10 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'framert[tensorrt-rtx]'")
 
-from framert.export.tensorrt.profiles import Capacity
 from framert.runtime.bench.rows import Environment
 from framert.runtime.bundle import GRAPHS
 from framert.runtime.errors import ConfigError
+from framert.runtime.profiles import Capacity
 
 ROOT = Path(__file__).resolve().parents[2]
 

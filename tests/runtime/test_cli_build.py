@@ -10,6 +10,7 @@ import pytest
 
 from framert.runtime.cli import lazy, main
 from framert.runtime.errors import BackendError
+from framert.runtime.profiles import Capacity
 
 
 @dataclass
@@ -46,11 +47,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return SimpleNamespace(
             build=build,
             Options=lambda **given: given,
-            Capacity=lambda **given: given,
-            default_folder=lambda: Path("/c"),
         )
 
     monkeypatch.setattr(lazy, "import_module", module)
+    monkeypatch.setenv("FRAMERT_CACHE", "/c")
     return seen
 
 
@@ -58,14 +58,14 @@ def test_defaults_are_the_builders(call: Any, calls: list[dict[str, Any]]) -> No
     assert call("a.bundle", "--target", "sm_89", "-o", "b")[0] == 0
     (given,) = calls
     assert (given["bundle"], given["output"], given["targets"]) == ("a.bundle", "b", ["sm_89"])
-    assert (given["backend"], given["precision"], given["capacity"]) == ("tensorrt", None, {})
+    assert (given["backend"], given["precision"], given["capacity"]) == ("tensorrt", None, Capacity())
     assert (given["force"], given["progress"]) == (False, True)
     assert given["options"] == {
         "attention": "padded",
         "plugin_library": None,
         "weight_streaming": False,
         "compatible": "none",
-        "timing_cache": Path("/c"),
+        "timing_cache": Path("/c/timing"),
         "verbosity": 0,
     }
 
@@ -79,9 +79,9 @@ def test_every_option_arrives(call: Any, calls: list[dict[str, Any]]) -> None:
     assert call(*words.split(), "--timing-cache", "t", "--force", "--quiet", "-vv")[0] == 0
     (given,) = calls
     assert (given["targets"], given["backend"], given["precision"]) == (["sm_86", "sm_120"], "tensorrt-rtx", "fp16")
-    assert given["capacity"] == {
-        "tokens": (64, 256), "sequences": 4, "frames": 5, "rows": 6, "text": 400, "side": 128, "attention_gib": 2.5
-    }  # fmt: skip
+    assert given["capacity"] == Capacity(
+        tokens=(64, 256), sequences=4, frames=5, rows=6, text=400, side=128, attention_gib=2.5
+    )
     assert (given["force"], given["progress"]) == (True, False)
     assert given["options"] == {
         "attention": "library", "plugin_library": Path("p.so"), "weight_streaming": True, "compatible": "version",

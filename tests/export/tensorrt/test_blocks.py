@@ -11,9 +11,9 @@ import pytest
 from framert.export.precision import WORDS
 from framert.export.tensorrt import builder as builder_module
 from framert.export.tensorrt.builder import build
-from framert.export.tensorrt.profiles import Capacity
 from framert.runtime.bundle import GRAPHS
 from framert.runtime.manifest import Manifest
+from framert.runtime.profiles import Capacity
 
 CAPACITY = Capacity(tokens=(256,), sequences=3)
 EVERYWHERE, ADA_ON, AMPERE = ["sm_86", "sm_89", "sm_120"], ["sm_89", "sm_120"], ["sm_86"]

@@ -13,10 +13,10 @@ import pytest
 from framert.export.tensorrt import builder as builder_module
 from framert.export.tensorrt import memory
 from framert.export.tensorrt.builder import Options, build
-from framert.export.tensorrt.profiles import Capacity, Profile
 from framert.runtime.backends import create
 from framert.runtime.bundle import GRAPHS, Bundle, sha256, write_manifest
 from framert.runtime.errors import BackendError, BundleError, ConfigError
+from framert.runtime.profiles import Capacity, Profile
 
 # Small: what is tested is the same at any size.
 ONE_PROFILE = Capacity(tokens=(256,), sequences=3)

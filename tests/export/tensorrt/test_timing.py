@@ -71,13 +71,3 @@ def test_a_damaged_cache_is_started_anew(content: bytes, tmp_path: Path) -> None
     config = FakeConfig()
     assert not timing.attach(config, tmp_path / "a.timing")
     assert config.cache.content == b""
-
-
-def test_caches_lie_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("FRAMERT_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert timing.default_folder() == tmp_path / "framert" / "timing"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert timing.default_folder() == Path.home() / ".cache" / "framert" / "timing"
-    monkeypatch.setenv("FRAMERT_CACHE", str(tmp_path / "own"))
-    assert timing.default_folder() == tmp_path / "own" / "timing"

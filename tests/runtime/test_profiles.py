@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from framert.export.tensorrt.profiles import MAX_PROFILES, Capacity, logit_bytes, plan_profiles, shapes, to_json
 from framert.runtime.bundle import GRAPHS
 from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Manifest, ModelSpec, ScheduleSpec, TensorSpec
+from framert.runtime.profiles import MAX_PROFILES, Capacity, logit_bytes, plan_profiles, shapes, to_json
 
 # The published configuration.
 MODEL = ModelSpec(
