@@ -3,8 +3,9 @@
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,25 +29,37 @@ def render_scene(seed: int, side: int) -> NDArray[np.uint8]:
     return stack
 
 
-def _render_chunk(path: Path, start: int, seeds: Sequence[int], side: int) -> int:
+def _render_chunk(path: Path, start: int, seeds: Sequence[int], side: int, kind: "Kind") -> int:
     data = np.load(path, mmap_mode="r+")
     for index, seed in enumerate(seeds, start):
-        data[index] = render_scene(seed, side)
+        data[index] = kind.render(seed, side)
     data.flush()
     return len(seeds)
 
 
-def open_pictures(cache: Path, seeds: Sequence[int], side: int, workers: int) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What is kept of each scene: the names of its frames, and what renders them. tag: its name in the cache."""
+
+    names: tuple[str, ...]
+    render: Callable[[int, int], NDArray[np.uint8]]
+    tag: str = ""
+
+
+FRAMES = Kind(FRAME_NAMES, render_scene)
+
+
+def open_pictures(cache: Path, seeds: Sequence[int], side: int, workers: int, kind: Kind = FRAMES) -> NDArray[np.uint8]:
     """Return (scenes, frames, side, side, 3) pictures of ``seeds``, rendered into ``cache`` if they are not there.
 
     A render that was interrupted leaves a ``.part`` file and starts over.
     """
-    scenes, named = len(seeds), hashlib.sha256(repr(list(seeds)).encode()).hexdigest()[:8]
+    scenes, named = len(seeds), hashlib.sha256(repr(list(seeds)).encode()).hexdigest()[:8] + kind.tag
     path = cache / f"pictures-{side}px-{scenes}-{named}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        shape = (scenes, len(FRAME_NAMES), side, side, 3)
+        shape = (scenes, len(kind.names), side, side, 3)
         with open(part, "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_2_0(file, header)
@@ -54,7 +67,7 @@ def open_pictures(cache: Path, seeds: Sequence[int], side: int, workers: int) ->
         done = 0
         with ProcessPoolExecutor(workers) as pool:
             starts = range(0, scenes, CHUNK)
-            jobs = [pool.submit(_render_chunk, part, at, seeds[at : at + CHUNK], side) for at in starts]
+            jobs = [pool.submit(_render_chunk, part, at, seeds[at : at + CHUNK], side, kind) for at in starts]
             for job in jobs:
                 done += job.result()
                 print(f"rendered {done} of {scenes} scenes", file=sys.stderr, end="\r")

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from world import COLOURS, GROUNDS, SHAPES, Float, Rendering, Scene, Thing, View, render, sample_scene, sample_views
 
+from framert.runtime.colors import COLORS
+
 MAX_THINGS = 3
 VIEWS = 3
 
@@ -123,4 +125,4 @@ def _picture(scene: Scene, view: View, size: tuple[int, int]) -> Float:
 def vocabulary() -> list[str]:
     """Return every word that captions and instructions of Blocks are made of."""
     words = ["a", "an", "and", "on", "ground", "make", "the", "remove", "nothing"]
-    return [*words, *COLOURS, *SHAPES, *GROUNDS, *maps.MASK_COLOURS]
+    return [*words, *COLOURS, *SHAPES, *GROUNDS, *COLORS]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import maps
 import numpy as np
 from frames import VIEWS, Story, caption, vocabulary
 
+from framert.runtime.colors import COLORS, hexadecimal
 from framert.runtime.families.onediffusion.prompts import Words
 from framert.runtime.families.onediffusion.task_table import TASKS
 
@@ -39,7 +39,7 @@ class Sample:
 def words_of_prompts() -> list[str]:
     """Return every word that a prompt of Blocks can hold, for the tokenizer."""
     tokens = sorted({task.token for task in TASKS.values()})
-    codes = [f"<#{code:06X}" for code in maps.MASK_COLOURS.values()]
+    codes = [f"<{hexadecimal(colour)}" for colour in COLORS.values()]
     legends = ["mask:", "boundingbox:", "<item:", *(f"[[img{index}]]" for index in range(4))]
     return [*tokens, *codes, *legends, *vocabulary()]
 

@@ -1,61 +1,34 @@
-"""Train Blocks, the small OneDiffusion-architecture checkpoint that comes with framert.
+"""Train Blocks, the small checkpoints that come with framert: of OneDiffusion's architecture, and of UniVG's.
 
     python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part vae|transformer|all] [--minutes M]
+    python benchmarks/blocks/train.py --family univg -o models/blocks-univg [--minutes M]
 
 Resumes from the output folder: parts already there are continued. The optimizer's state is kept in its .train folder,
-rendered pictures in --cache.
+rendered pictures in --cache. UniVG takes the trained autoencoder of --vae, and never changes it.
 """
 
 import argparse
+import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from autoencoder import build_autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
-from batches import BatchMaker, encode_all
+from batches import encode_all
 from dataset import open_pictures
 from decoder import train_decoder
 from diffusers import AutoencoderKL
 from frames import Story
 from heldout import training_stories
+from loop import train
 from losses import Losses
 from numpy.typing import NDArray
-from samples import WEIGHTS
+from recipes import RECIPES, Preset
 from trainer import Schedule, Trainer
-from transformer import Blocks, matrix, train_transformer, transformer_config
 from wordpieces import load_tokenizer, train_tokenizer
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
-    """Sizes of one training run; minutes are wall clock on the machine the preset is named after."""
-
-    side: int
-    scenes: int
-    vae_channels: tuple[int, ...]
-    vae_batch: int
-    vae_minutes: float
-    hidden: int
-    depth: int
-    heads: int
-    kv_heads: int
-    patch: int
-    tokens_per_step: int
-    rate: float
-    steps: int
-    decoder_steps: int
-
-
-PRESETS = {
-    "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20, hidden=288,
-                  depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3, steps=30000,
-                  decoder_steps=3000),
-    "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3, hidden=384,
-                  depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3, steps=12000,
-                  decoder_steps=2000),
-}  # fmt: skip
+VAE = Path(__file__).resolve().parents[2] / "models" / "blocks" / "vae"
 
 
 def report(line: str) -> None:
@@ -66,7 +39,8 @@ def report(line: str) -> None:
 def arguments() -> argparse.Namespace:
     """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--family", choices=RECIPES, default="onediffusion")
+    parser.add_argument("--preset", choices=RECIPES["onediffusion"].presets, default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
     parser.add_argument("--part", choices=("vae", "transformer", "decoder", "all"), default="all")
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
@@ -75,6 +49,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--open-ended", action="store_true", help="no end to the steps; finish later with --steps")
     parser.add_argument("--scenes", type=int, help="instead of the preset's")
+    parser.add_argument("--vae", type=Path, help=f"for univg: folder of a trained autoencoder, default {VAE}")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/framert/blocks").expanduser())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is torch's choice")
@@ -83,14 +58,23 @@ def arguments() -> argparse.Namespace:
     for name in ("minutes", "steps", "scenes"):
         if (value := getattr(given, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0, got {value}")
-    if given.steps and (given.open_ended or given.part in ("all", "vae")):
+    several = given.part == "vae" or (given.part == "all" and RECIPES[given.family].trains_autoencoder)
+    if given.steps and (given.open_ended or several):
         parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
+    if RECIPES[given.family].trains_autoencoder:
+        if given.vae is not None:
+            parser.error(f"{given.family} trains an autoencoder of its own; leave out --vae")
+    elif given.part == "decoder":
+        parser.error(f"{given.family} takes a trained autoencoder as it is: there is no decoder to train")
     return given
 
 
 def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
-    """Train or continue the autoencoder in ``vae/``."""
+    """Train or continue the autoencoder in ``vae/``; or copy the trained one there."""
     folder = given.output / "vae"
+    if not RECIPES[given.family].trains_autoencoder:
+        copy_autoencoder(given.vae or VAE, folder)
+        return
     resumed = (folder / "config.json").exists()
     vae = load_autoencoder(folder) if resumed else build_autoencoder(preset.vae_channels, preset.side)
     seeds = [story.seed for story in training_stories(given.scenes or preset.scenes)]
@@ -102,18 +86,31 @@ def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> N
     )  # fmt: skip
 
 
+def copy_autoencoder(trained: Path, folder: Path) -> None:
+    """Copy a trained autoencoder into a checkpoint that has none yet."""
+    if (folder / "config.json").exists():
+        return
+    if not (trained / "config.json").exists():
+        sys.exit(f"error: {trained} holds no autoencoder; give the vae folder of a checkpoint with --vae")
+    part = folder.with_name(".vae")  # a stop leaves the whole autoencoder or none
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(trained, part)
+    part.rename(folder)
+
+
 def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> None:
     """Train or continue the transformer and the text encoder on latents of the trained autoencoder."""
     if not (given.output / "vae" / "config.json").exists():
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
+    recipe = RECIPES[given.family]
     folder = given.output / "tokenizer"
-    tokenizer = load_tokenizer(folder) if (folder / "spiece.model").exists() else train_tokenizer(folder)
+    ready = (folder / "spiece.model").exists()
+    tokenizer = load_tokenizer(folder) if ready else train_tokenizer(folder, recipe.words())
     vae = load_autoencoder(given.output / "vae").eval().to(device)
     stories = training_stories(given.scenes or preset.scenes)
     _, latents = data(given, preset, vae, device, stories)
-    config = transformer_config(preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side)
     torch.manual_seed(given.seed)
-    model, average = (Blocks(config, tokenizer.get_piece_size()).to(device) for _ in range(2))
+    model, average = (recipe.model(preset, tokenizer.get_piece_size()).to(device) for _ in range(2))
     state = given.output / ".train" / "transformer-state.pt"
     state.parent.mkdir(exist_ok=True)
     if not state.exists() and (given.output / "transformer" / "config.json").exists():
@@ -121,12 +118,13 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     average.load_state_dict(model.state_dict())
     threads = threads_of(given, device)
     schedule = Schedule(rate=preset.rate, steps=None if given.open_ended else given.steps or preset.steps)
-    trainer = Trainer(model, average, state, schedule, matrix, threads)
+    trainer = Trainer(model, average, state, schedule, recipe.matrix, threads)
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
-    maker = BatchMaker(latents, stories, preset.tokens_per_step, preset.patch, given.seed + trainer.step)
-    train_transformer(
-        trainer, model, maker, tokenizer, Losses(given.output / "losses.csv", WEIGHTS, trainer.step),
-        minutes=given.minutes, device=device, compiled=given.compile, report=report, output=given.output,
+    train(
+        trainer, recipe.maker(latents, stories, preset, given.seed + trainer.step),
+        recipe.loss_of(model, tokenizer, device, compiled=given.compile),
+        Losses(given.output / "losses.csv", recipe.weights, trainer.step),
+        minutes=given.minutes, report=report, output=given.output,
     )  # fmt: skip
 
 
@@ -150,7 +148,8 @@ def data(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """Return pictures and latents of ``stories``, made if they are not in the cache."""
     seeds = [story.seed for story in stories]
-    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
+    kind = RECIPES[given.family].kind
+    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads(), kind=kind)
     tag = "-" + Path(str(pictures.filename)).stem.rsplit("-", 1)[-1]
     latents = encode_all(vae.to(device), pictures, given.cache, device, tag)
     report(f"latents {latents.shape}")
@@ -169,13 +168,14 @@ def main() -> None:
     given = arguments()
     given.threads = given.threads or torch.get_num_threads()
     torch.set_num_threads(given.threads)
-    preset = PRESETS[given.preset]
+    preset = RECIPES[given.family].presets[given.preset]
+    given.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.part in ("vae", "all"):
         run_autoencoder(given, preset, device)
     if given.part in ("transformer", "all"):
         run_transformer(given, preset, device)
-    if given.part in ("decoder", "all"):
+    if given.part == "decoder" or (given.part == "all" and RECIPES[given.family].trains_autoencoder):
         run_decoder(given, preset, device)
 
 

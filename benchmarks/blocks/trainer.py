@@ -71,7 +71,7 @@ class Trainer:
         self.model, self.average, self.state, self.schedule = model, average, state, schedule
         self.threads, self.step, self.seconds, self.cpu_seconds = threads, 0, 0.0, 0.0
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.averages = dict(average.named_parameters())
         self.shares = [_Share(names, self.parameters, matrices) for names in _dealt(self.parameters, threads)]
         if state.exists():

@@ -1,27 +1,18 @@
-"""Train the Blocks transformer and its text encoder together by OneDiffusion's recipe: see models/blocks/README.md."""
+"""The Blocks transformer and its text encoder, trained by OneDiffusion's recipe: see models/blocks/README.md."""
 
-import json
-import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from batches import Batch, BatchMaker
+from batches import Batch
 from dense import rotary_tables, run_layer, velocity
-from losses import EVERY, Losses
-from safetensors.torch import load_file, save_file
+from folder import load_parts, make_text_encoder, save_parts
 from sentencepiece import SentencePieceProcessor
-from stop import Stop, Timer
 from torch import Tensor, nn
-from trainer import Trainer
-from transformers import T5Config, T5EncoderModel
-from wordpieces import EXTRA_IDS, encode
+from wordpieces import encode
 
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
 
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 TEXT_LENGTH = 40  # holds every prompt of Blocks, so that compiled code sees one length
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.3", "base_image_seq_len": 256,
@@ -48,13 +39,7 @@ class Blocks(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = NextDiT(NextDiTConfig.from_checkpoint(config))
-        self.text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=pieces + EXTRA_IDS, d_model=128, d_kv=32, d_ff=256, num_layers=3, num_heads=4,
-                feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
-                decoder_start_token_id=0, tie_word_embeddings=False,
-            )
-        )  # fmt: skip
+        self.text_encoder = make_text_encoder(pieces)
         self._initialise()
 
     @torch.no_grad()
@@ -89,31 +74,11 @@ class Blocks(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write transformer/, text_encoder/, scheduler/ and model_index.json in half precision."""
-        for name in ("transformer", "scheduler"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "transformer" / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-        weights = {name: value.half().contiguous() for name, value in self.transformer.state_dict().items()}
-        part = folder / "transformer" / ".part"  # a stop leaves the old weights or the new ones
-        save_file(weights, part, metadata={"format": "pt"})
-        os.replace(part, folder / "transformer" / WEIGHTS_NAME)
-        encoder = T5EncoderModel(self.text_encoder.config)
-        encoder.load_state_dict(self.text_encoder.state_dict())
-        encoder.half().save_pretrained(folder / "text_encoder")
-        (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
-        index = {
-            "_class_name": "OneDiffusionPipeline", "_diffusers_version": "0.30.3",
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "T5Tokenizer"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        }  # fmt: skip
-        (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+        save_parts(folder, self.config, self.transformer, self.text_encoder, SCHEDULER, "OneDiffusionPipeline")
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote."""
-        weights = {name: value.float() for name, value in load_file(folder / "transformer" / WEIGHTS_NAME).items()}
-        self.transformer.load_state_dict(weights)
-        encoder = T5EncoderModel.from_pretrained(folder / "text_encoder").float()
-        self.text_encoder.load_state_dict(encoder.state_dict())
+        load_parts(folder, self.transformer, self.text_encoder)
 
 
 def matrix(name: str, parameter: Tensor) -> bool:
@@ -121,53 +86,22 @@ def matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and (".attention.w" in name or ".feed_forward.w" in name)
 
 
-def train_transformer(
-    trainer: Trainer,
-    model: Blocks,
-    maker: BatchMaker,
-    tokenizer: SentencePieceProcessor,
-    losses: Losses,
-    *,
-    minutes: float | None,
-    device: str,
-    compiled: bool,
-    report: Callable[[str], None],
-    output: Path,
-) -> None:
-    """Train until the schedule or ``minutes`` of wall clock end, or SIGTERM; save every few minutes and then."""
+def loss_of(
+    model: Blocks, tokenizer: SentencePieceProcessor, device: str, *, compiled: bool
+) -> Callable[[Batch], Tensor]:
+    """Return what gives a batch's losses (sequences,)."""
     layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
 
-    def loss_of(part: Batch, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(part: Batch) -> Tensor:
         ids = pad([encode(tokenizer, prompt) for prompt in part.prompts]).to(device)
+        rotary = rotary_tables(model.transformer, part.samples.shape[1], int(part.samples.shape[2] ** 0.5))
         with torch.autocast(device, torch.bfloat16):
             return model.loss(*(value.to(device) for value in part.tensors), ids, rotary, layer)
 
-    def save() -> None:
-        losses.write()
-        trainer.save()
-        trainer.average.save(output)
-
-    timer, stopped = Timer(minutes), Stop()
-    while not (stopped or timer.over or trainer.step >= (trainer.schedule.steps or np.inf)):
-        with timer.step(trainer):
-            batch = maker.draw()
-            rotary = rotary_tables(model.transformer, batch.samples.shape[1], int(batch.samples.shape[2] ** 0.5))
-            gradients, errors = trainer.gradients(
-                [partial(loss_of, part, rotary) for part in batch.parts(trainer.threads)]
-            )
-            trainer.update(gradients)
-            losses.add(batch.tasks, torch.cat(errors).tolist())
-        if trainer.step % EVERY == 0:
-            row = losses.row(trainer.step, trainer.seconds, trainer.cpu_seconds)
-            values = [row[task] for task in losses.tasks if task in row]
-            report(f"step {trainer.step} {trainer.seconds / 60:.1f} min loss {np.mean(values):.4f}")
-        if timer.due:
-            save()
-    save()
-    report(f"step {trainer.step}: weights in {output}")
+    return loss
 
 
-def pad(rows: list[list[int]]) -> Tensor:
-    """Return ids (batch, longest, rounded up to TEXT_LENGTH) with 0 behind the shorter ones."""
-    longest = -(-max(map(len, rows)) // TEXT_LENGTH) * TEXT_LENGTH
+def pad(rows: list[list[int]], multiple: int = TEXT_LENGTH) -> Tensor:
+    """Return ids (batch, longest, rounded up to a multiple) with 0 behind the shorter ones."""
+    longest = -(-max(map(len, rows)) // multiple) * multiple
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])

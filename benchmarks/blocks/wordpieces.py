@@ -3,24 +3,24 @@
 import io
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
-from samples import words_of_prompts
 from sentencepiece import sentencepiece_model_pb2
 
 WORD_SCORE, LETTER_SCORE = -3.0, -8.0  # log probabilities: a word always beats its letters
 EXTRA_IDS = 100  # T5's sentinels: part of the published layout, unused
 
 
-def train_tokenizer(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """Write a model with one piece per word of the prompts, and per printable ASCII character; return it.
+def train_tokenizer(folder: Path, words: Sequence[str]) -> sentencepiece.SentencePieceProcessor:
+    """Write a model with one piece per word of the prompts, ``words``, and per printable ASCII character; return it.
 
     sentencepiece trains the normalizer and the layout; its pieces are then replaced, because its unigram training
     would cut rare words apart. Unknown characters are <unk>, as in T5.
     """
     characters = sorted(each for each in string.printable if not each.isspace())
-    words = list(dict.fromkeys(words_of_prompts()))
+    words = list(dict.fromkeys(words))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([*words, *characters] * 5), model_writer=model, model_type="unigram", vocab_size=1000,

@@ -1,0 +1,119 @@
+"""What differs between the families that Blocks is trained for: presets, pictures, prompts, model and batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import channel_samples
+import channel_transformer
+import numpy as np
+import samples
+import transformer
+from batches import BatchMaker
+from channel_batches import ChannelBatchMaker
+from channel_frames import FRAME_NAMES as CHANNEL_NAMES
+from channel_frames import render_channels
+from dataset import FRAMES, Kind
+from frames import Story
+from loop import Maker
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Sizes of one training run; minutes are wall clock on the machine the preset is named after.
+
+    The autoencoder's numbers are unused where a family takes a trained one.
+    """
+
+    side: int
+    scenes: int
+    hidden: int
+    depth: int
+    heads: int
+    patch: int
+    tokens_per_step: int
+    rate: float
+    steps: int
+    kv_heads: int = 0
+    vae_channels: tuple[int, ...] = ()
+    vae_batch: int = 32
+    vae_minutes: float = 0.0
+    decoder_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One family. weights: how often each task is drawn. kind: the pictures it is trained on.
+
+    trains_autoencoder: whether it has one of its own; else ``vae/`` is copied from a trained checkpoint.
+    model: from a preset and the number of word pieces. maker: from latents, stories, preset and seed.
+    loss_of: from model, tokenizer, device and whether to compile. matrix: which parameters Muon takes.
+    """
+
+    presets: Mapping[str, Preset]
+    weights: Mapping[str, float]
+    kind: Kind
+    trains_autoencoder: bool
+    words: Callable[[], list[str]]
+    model: Callable[[Preset, int], nn.Module]
+    maker: Callable[[NDArray[np.float16], Sequence[Story], Preset, int], Maker]
+    loss_of: Callable[..., Callable[[Any], Tensor]]
+    matrix: Callable[[str, Tensor], bool]
+
+
+def _frames_model(preset: Preset, pieces: int) -> nn.Module:
+    config = transformer.transformer_config(
+        preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side
+    )
+    return transformer.Blocks(config, pieces)
+
+
+def _channels_model(preset: Preset, pieces: int) -> nn.Module:
+    config = channel_transformer.transformer_config(
+        preset.hidden, preset.depth, preset.heads, preset.patch, preset.side
+    )
+    return channel_transformer.ChannelBlocks(config, pieces)
+
+
+RECIPES = {
+    "onediffusion": Recipe(
+        presets={
+            "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20,
+                          hidden=288, depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3,
+                          steps=30000, decoder_steps=3000),
+            "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3,
+                          hidden=384, depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3,
+                          steps=12000, decoder_steps=2000),
+        },
+        weights=samples.WEIGHTS,
+        kind=FRAMES,
+        trains_autoencoder=True,
+        words=samples.words_of_prompts,
+        model=_frames_model,
+        maker=lambda latents, stories, preset, seed: BatchMaker(
+            latents, stories, preset.tokens_per_step, preset.patch, seed
+        ),
+        loss_of=transformer.loss_of,
+        matrix=transformer.matrix,
+    ),
+    "univg": Recipe(
+        presets={
+            "cpu": Preset(side=64, scenes=5000, hidden=192, depth=8, heads=6, patch=1, tokens_per_step=4096,
+                          rate=1.5e-3, steps=12000),
+            "gpu": Preset(side=64, scenes=30000, hidden=256, depth=6, heads=8, patch=1, tokens_per_step=32768,
+                          rate=1e-3, steps=20000),
+        },
+        weights=channel_samples.WEIGHTS,
+        kind=Kind(CHANNEL_NAMES, render_channels, tag="channels"),
+        trains_autoencoder=False,
+        words=channel_samples.words_of_prompts,
+        model=_channels_model,
+        maker=lambda latents, stories, preset, seed: ChannelBatchMaker(
+            latents, stories, preset.tokens_per_step, preset.patch, preset.side, seed
+        ),
+        loss_of=channel_transformer.loss_of,
+        matrix=channel_transformer.matrix,
+    ),
+}  # fmt: skip
