@@ -1,10 +1,12 @@
 #include "tensorrt_graph.hpp"
 
 #include <cuda_runtime_api.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-#include <fstream>
 #include <iostream>
-#include <iterator>
 
 namespace framert {
 namespace {
@@ -15,6 +17,31 @@ using nvinfer1::Dims;
 void check(cudaError_t status, const char* what) {
     if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
+
+// A file, mapped: a copy of an engine in host memory would double what loading it takes, and a Jetson has one memory.
+class Mapped {
+public:
+    explicit Mapped(const std::string& path) {
+        const int file = ::open(path.c_str(), O_RDONLY);
+        struct stat status {};
+        if (file >= 0 && ::fstat(file, &status) == 0 && status.st_size > 0) {
+            size_ = static_cast<size_t>(status.st_size);
+            data_ = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+        }
+        if (file >= 0) ::close(file);
+        if (data_ == MAP_FAILED) throw std::runtime_error("cannot read " + path);
+    }
+    Mapped(const Mapped&) = delete;
+    Mapped& operator=(const Mapped&) = delete;
+    ~Mapped() { ::munmap(data_, size_); }
+
+    const void* data() const { return data_; }
+    size_t size() const { return size_; }
+
+private:
+    void* data_ = MAP_FAILED;
+    size_t size_ = 0;
+};
 
 // Device memory that only grows. cudaFree waits for runs that still use it.
 class Buffer {
@@ -66,11 +93,10 @@ size_t bytes_of(const Tensor& tensor) {
 class Engine : public Graph {
 public:
     Engine(nvinfer1::IRuntime& runtime, const std::string& path) {
-        std::ifstream stream(path, std::ios::binary);
-        const std::string plan{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-        if (plan.empty()) throw std::runtime_error("cannot read " + path);
+        const Mapped plan(path);
         engine_.reset(runtime.deserializeCudaEngine(plan.data(), plan.size()));
-        if (!engine_) throw std::runtime_error(path + " was built for another GPU or TensorRT; build it here");
+        if (!engine_) throw std::runtime_error("TensorRT refuses " + path + ": built for another GPU or version, which building it here "
+                                     "mends, or with a plugin whose library was not given");
         context_.reset(engine_->createExecutionContext());
         if (!context_) throw std::runtime_error("no memory to run " + path);
         check(cudaStreamCreate(&stream_), "cudaStreamCreate");
