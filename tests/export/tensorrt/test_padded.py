@@ -52,7 +52,7 @@ def test_the_script_names_every_graph_with_its_sizes(golden_bundle, tmp_path):
     bundle = Bundle.open(out)
     assert len(lines) == len(bundle.manifest.graphs)
     for line, (name, graph) in zip(lines, bundle.manifest.graphs.items(), strict=True):
-        assert f"--onnx={graph.files[0]} --saveEngine={name}.engine --stronglyTyped" in line
+        assert f"--onnx={graph.files[0]} --saveEngine={name}.engine --stronglyTyped --noTF32" in line
         for word in ("min", "opt", "max"):
             (text,) = re.findall(rf"--{word}Shapes=(\S+)", line)
             dynamic = {key for key, spec in graph.inputs.items() if any(isinstance(side, str) for side in spec.shape)}
