@@ -187,7 +187,8 @@ def _tensorrt(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
         builds = "builds engines, runs none" if "tensorrt_rtx" in kinds else "builds and runs none"
         there = has_nvidia_device()
         why = "an NVIDIA GPU is there, and no driver for it" if there else "no NVIDIA GPU with a driver"
-        fix = "sudo ubuntu-drivers install (on other systems: NVIDIA's own installer)" if there else ""
+        builds += ". The fix is Ubuntu's; other systems take NVIDIA's own installer" if there else ""
+        fix = "sudo ubuntu-drivers install" if there else ""
         return Ability(usable=False, versions=versions, why=f"{why}: {builds}", fix=fix)
     if not versions["cuda.bindings"]:
         install = f"pip install 'cuda-python=={gpus[0].cuda.split('.')[0]}.*'" if is_jetson() else install
@@ -199,8 +200,8 @@ def _tensorrt(features: set[str], gpus: tuple[Gpu, ...]) -> Ability:
         return Ability(
             usable=False,
             versions=versions,
-            why=f"{kinds[0]} is made for CUDA {made}, and the driver is for CUDA {gpus[0].cuda}",
-            fix=f"pip install {kinds[0].replace('_', '-')}-cu{newest[0]} (or a newer driver)",
+            why=f"{kinds[0]} is made for CUDA {made}, and the driver is for CUDA {gpus[0].cuda}; a newer one would do",
+            fix=f"pip install {kinds[0].replace('_', '-')}-cu{newest[0]}",
         )
     newest_target = max(tuple(int(part) for part in target.split(".")) for target in targets)
     more = [name for name, least in LEAST_CAPABILITY.items() if newest_target >= least]
