@@ -369,6 +369,16 @@ def test_psnr_of_results() -> None:
     assert quality.psnr(moved, rays) == pytest.approx(20, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "peak", "expected"),
+    [(0.0, 1.0, quality.IDENTICAL), (1e-7, 1.0, quality.NEARLY), (0.1, 0.0, -quality.IDENTICAL),
+     (np.nan, 1.0, -quality.IDENTICAL), (np.inf, 1.0, -quality.IDENTICAL)],
+)  # fmt: skip
+def test_only_what_is_equal_is_identical(change: float, peak: float, expected: float) -> None:
+    exact = np.zeros(4)
+    assert quality.decibels(exact + change, exact, peak) == expected
+
+
 def test_a_framert_without_its_repository_keeps_no_rows() -> None:
     with pytest.raises(ConfigError, match="without its repository"):
         rows.Environment.capture(None, threads=1)
