@@ -62,17 +62,17 @@ def case_of(task: str, frames: SceneFrames) -> Case:
         kind = task.removesuffix("_to_image")
         request = {"images": given(kind), "prompt": words, **extra}
         check = partial(_depth_check, frames=frames) if kind == "depth" else None
-        return Case(request, lambda result: _picture_scores(result.pixels[0], frames), check)
+        return Case(request, lambda result: picture_scores(result.pixels[0], frames), check)
     references = [f"reference{index}" for index in range(len(scene.things))]
     captions = [f"a {thing.shape}" for thing in scene.things]
     cases: dict[str, Callable[[], Case]] = {
         "text_to_image": lambda: Case(
             {"prompt": words}, lambda result: _objects(result.pixels[0], frames)
         ),
-        "deblur": lambda: Case({"images": given("blur")}, lambda result: _gain(result.pixels[0], frames, "blur", None)),
+        "deblur": lambda: Case({"images": given("blur")}, lambda result: gain(result.pixels[0], frames, "blur", None)),
         "inpaint": lambda: Case(
             {"images": given("picture"), "hole": Image.fromarray(frames.hole), "prompt": words},
-            lambda result: _gain(result.pixels[0], frames, "hole", frames.hole),
+            lambda result: gain(result.pixels[0], frames, "hole", frames.hole),
         ),
         "edit": lambda: Case(
             {"images": given("picture"), "prompt": frames.story.edit.instruction},
@@ -116,7 +116,7 @@ def _objects(picture: Float, frames: SceneFrames, *, item: bool = False) -> Scor
     return scoring.colours_shown(picture, frames) | scores | ({"item": float(present[0])} if item else {})
 
 
-def _picture_scores(picture: Float, frames: SceneFrames) -> Scores:
+def picture_scores(picture: Float, frames: SceneFrames) -> Scores:
     """Scores of a picture that was made from a map of the scene: what it shows, and where."""
     found = scoring.colours_in_place(picture, frames) | {"mask_iou": scoring.masks_kept(picture, frames)}
     objects = _objects(picture, frames)
@@ -156,7 +156,7 @@ def _map_scores(kind: str, result: framert.Result, frames: SceneFrames) -> Score
     return scoring.line_agreement(result.pixels[0], frames.pictures[kind])
 
 
-def _gain(picture: Float, frames: SceneFrames, start: str, where: scoring.Mask | None) -> Scores:
+def gain(picture: Float, frames: SceneFrames, start: str, where: scoring.Mask | None) -> Scores:
     """PSNR, and by how much it beats the damaged picture's."""
     truth = frames.pictures["picture"]
     reached = scoring.decibels(picture, truth, where)
@@ -194,6 +194,15 @@ TASKS = (
 JUDGED = frozenset(
     task for task in TASKS if task.endswith("_to_image") or task in ("identity", "subject", "text_to_multiview")
 )  # whose scores take a trained judge
+
+
+def truths_of(task: str, frames: SceneFrames) -> tuple[str, ...]:
+    """Return the names of the pictures that a result is to look like; none where many are right."""
+    exact = {"edit": ("edited",), "image_to_multiview": ("view1",), "text_to_multiview": ("picture", "view1"),
+             "text_to_image": (), "camera_pose": ()}  # fmt: skip
+    if task in exact:
+        return exact[task]
+    return (task.removeprefix("image_to_"),) if task.startswith("image_to_") else ("picture",)
 
 
 def pictures_of(task: str) -> set[str]:

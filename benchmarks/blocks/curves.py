@@ -13,13 +13,13 @@ from typing import Any
 import losses
 import numpy as np
 from floors import TARGETS
-from progress import SHOWN, Score, read_scores
+from progress import Score, read_scores
 
 GROUPS = {  # curves of single tasks would hide each other
     "pictures from words": ("text_to_image", "text_to_multiview"),
     "pictures from maps": ("depth", "semantic", "boxes", "canny", "hed", "pose"),
-    "maps from pictures": ("image_to_",),
-    "repair and edit": ("deblur", "inpaint", "edit"),
+    "maps from pictures": ("image_to_", "segment"),
+    "repair and edit": ("deblur", "inpaint", "outpaint", "edit"),
     "same things elsewhere": ("identity", "subject"),
     "views": ("image_to_multiview",),
     "camera": ("camera_pose",),
@@ -47,9 +47,10 @@ def draw(folder: Path) -> Path:
     rows = losses.read(folder / "losses.csv")
     scores = read_scores(folder / "scores.csv")
     figure = Figure(figsize=(11, 8), layout="constrained")
-    grid = figure.add_gridspec(1 + -(-len(SHOWN) // 4), 4)
+    shown = list(dict.fromkeys((each.task, each.metric) for each in scores))
+    grid = figure.add_gridspec(1 + -(-len(shown) // 4), 4)
     _draw_losses(figure.add_subplot(grid[0, :]), rows)
-    for number, (task, metric) in enumerate(SHOWN):
+    for number, (task, metric) in enumerate(shown):
         _draw_scores(figure.add_subplot(grid[1 + number // 4, number % 4]), scores, task, metric)
     path = folder / "curves.png"
     figure.savefig(path, dpi=110, metadata={"Software": None})

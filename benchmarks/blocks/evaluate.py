@@ -18,7 +18,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cases import TASKS, cameras_of, case_of, picture_of
 from comparison import Comparison, check_settings, comparison_table
 from floors import format_table, format_targets
 from kept import SUFFIX, Kept
@@ -26,6 +25,7 @@ from measured import Measured
 from quality_rows import BENCH, quality_rows
 from recorded import record
 from scenes import Run, Sides, run_scenes
+from suites import SUITES, Suite
 from world import FIRST_TRAINING_SEED
 
 import framert
@@ -34,15 +34,10 @@ from framert.runtime.bench.rows import Environment
 from framert.runtime.bundle import Bundle
 from framert.runtime.checkpoints import is_checkpoint
 
-__all__ = ["TASKS", "cameras_of", "case_of", "picture_of"]  # gallery.py takes them from here
-
 ROOT = Path(__file__).resolve().parents[2]
 CPU = ("onnxruntime", "openvino")
-QUICK = {  # tasks with a continuous metric each
-    "tasks": ["image_to_depth", "image_to_semantic", "inpaint", "edit", "image_to_multiview"],
-    "scenes": 32,
-    "steps": 12,
-}
+QUICK = {"scenes": 32, "steps": 12}
+TASKS = tuple(dict.fromkeys(task for suite in SUITES.values() for task in suite.tasks))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--compare", type=Path, nargs="+", metavar="FILE", help="--json files: the reference, then others"
     )
     made.add_argument("--floor", type=Path, metavar="FILE", help="--json of the precision whose loss counts as noise")
-    made.add_argument("--quick", action="store_true", help="5 tasks, 32 scenes, 12 steps unless said otherwise")
+    made.add_argument("--quick", action="store_true", help="4 or 5 tasks, 32 scenes, 12 steps unless said otherwise")
     made.add_argument("--scenes", type=int, help="default 200")
     made.add_argument("--seed", type=int, default=0, help="scenes have seeds 1000 * seed and on")
     made.add_argument("--steps", type=int, help="default 30")
@@ -96,7 +91,7 @@ def arguments() -> argparse.Namespace:
         made.error(f"--json is {given.json}, in a folder that does not exist")
     if given.rows and not Path(framert.__file__).resolve().is_relative_to(ROOT):
         made.error(f"--rows names this checkout's commit, but framert is imported from {framert.__file__}")
-    defaults = QUICK if given.quick else {"tasks": list(TASKS), "scenes": 200, "steps": 30}
+    defaults = QUICK if given.quick else {"scenes": 200, "steps": 30}
     for name, value in defaults.items():
         if getattr(given, name) is None:
             setattr(given, name, value)
@@ -117,19 +112,21 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
 
     folder: for what has to be exported.
 
-    Raises: FramertError for a bundle that cannot be opened or run; ValueError for a file that holds no evaluation.
+    Raises: FramertError for a bundle that cannot be opened or run; ValueError for a file that holds no evaluation, or a
+    task of another family.
     """
     bundle = _exported(given.bundle, folder / "bundle", given.precision)
     manifest = Bundle.open(bundle).manifest
     stored = Measured.read(given.against) if given.against and given.against.suffix == ".json" else None
     reference = _exported(given.against, folder / "reference") if given.against and stored is None else None
     run = Run(
-        tasks=tuple(given.tasks),
+        tasks=_tasks(given, SUITES[manifest.family], manifest.family),
         first=1000 * given.seed,
         scenes=given.scenes,
         steps=given.steps,
         guidance=given.guidance,
         side=given.size or manifest.native_side,
+        family=manifest.family,
     )
     kept = None
     if stored is not None:
@@ -148,6 +145,16 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
     *scores, made = run_scenes(sides, run, given.jobs)
     measured = [Measured(run.described() | who, found) for who, found in zip(whose, scores, strict=False)]
     return measured[0], measured[1] if len(measured) > 1 else stored, made
+
+
+def _tasks(given: argparse.Namespace, suite: Suite, family: str) -> tuple[str, ...]:
+    """Return the tasks to evaluate. Raises: ValueError for one that the bundle's family is not evaluated on."""
+    tasks = tuple(given.tasks or (suite.quick if given.quick else suite.tasks))
+    if others := [task for task in tasks if task not in suite.tasks]:
+        raise ValueError(
+            f"--tasks names {', '.join(others)}; of a {family} bundle are evaluated {', '.join(suite.tasks)}"
+        )
+    return tasks
 
 
 def _exported(path: Path, target: Path, precision: str | None = None) -> Path:

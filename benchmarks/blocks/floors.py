@@ -32,6 +32,8 @@ FLOORS = (
     Floor("edit", "success", 0.6),
     Floor("image_to_multiview", "gain_over_copy_db", 0.0),
     Floor("camera_pose", "rotation_over_identity", 0.5, at_most=True),
+    Floor("segment", "iou", 0.5),
+    Floor("layout_to_image", "hits", 0.6),
 )
 
 # What a person who looks at the gallery would call right; floors are far below.

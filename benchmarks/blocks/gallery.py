@@ -1,6 +1,6 @@
-"""Run every task of a bundle on held-out Blocks scenes and show inputs, outputs and ground truth side by side.
+"""Run every task of bundles on held-out Blocks scenes and show inputs, outputs and ground truth side by side.
 
-    python benchmarks/blocks/gallery.py BUNDLE -o demo [--failures 24]
+    python benchmarks/blocks/gallery.py BUNDLE [BUNDLE ...] -o demo [--failures 24]
 
 Writes demo/index.html with demo/images, and demo/gallery.png, one contact sheet. Nothing is picked: scenes are seeded.
 With --failures so many more scenes of each task are run, and the first of each task that fails is shown, framed in red.
@@ -16,20 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import CHECK_TASK
-from evaluate import TASKS, cameras_of, case_of, picture_of
+from cases import CHECK_TASK, cameras_of, picture_of
 from failures import failure
 from frames import SceneFrames, caption, scene_frames
 from PIL import Image, ImageDraw
 from sheet import Card, Shown, contact_sheet
+from suites import SUITES, Suite
 from tqdm import tqdm
 
 import framert
 
 FIRST_SCENE = 0  # held out: training uses seeds from 1,000,000 on
-TRUTHS = {"deblur": ("picture",), "inpaint": ("picture",), "edit": ("edited",), "identity": ("picture",),
-          "subject": ("picture",), "image_to_multiview": ("view1",), "text_to_multiview": ("picture", "view1"),
-          "text_to_image": ()}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +42,16 @@ class Options:
 
 def cards(pipe: framert.Pipeline, options: Options) -> list[Card]:
     """Run every task on ``options.scenes`` scenes, one after another, with a bar on stderr."""
-    side = pipe.manifest.native_side
-    scenes = [scene_frames(FIRST_SCENE + index, side) for index in range(options.scenes + options.failures)]
-    runs = [(task, index, frames) for task in TASKS for index, frames in enumerate(scenes)]
+    side, suite = pipe.manifest.native_side, SUITES[pipe.manifest.family]
+    scenes = [suite.frames(FIRST_SCENE + index, side, None) for index in range(options.scenes + options.failures)]
+    runs = [(task, index, frames) for task in suite.tasks for index, frames in enumerate(scenes)]
     shown: list[Card] = []
     for task, index, frames in (bar := tqdm(runs, unit="picture")):
         bar.set_description(f"{task:20}")
         looked_for = index >= options.scenes
         if looked_for and any(card.task == task and card.wrong for card in shown):
             continue  # one is enough
-        case = case_of(task, frames)
+        case = suite.case_of(task, frames)
         begin = time.perf_counter()
         result = _run(pipe, task, index, options, case.request)
         seconds, wrong = time.perf_counter() - begin, ""
@@ -65,7 +62,7 @@ def cards(pipe: framert.Pipeline, options: Options) -> list[Card]:
                 scores = check.score(_run(pipe, CHECK_TASK, index, options, check.request))
             wrong = failure(scores)
         if wrong or not looked_for:
-            shown.append(_card(task, frames, case.request, result, seconds, wrong))
+            shown.append(_card(suite, task, frames, case.request, result, seconds, wrong))
     return shown
 
 
@@ -74,24 +71,22 @@ def _run(pipe: framert.Pipeline, task: str, index: int, options: Options, reques
 
 
 def _card(
-    task: str, frames: SceneFrames, request: dict[str, Any], result: framert.Result, seconds: float, wrong: str
+    suite: Suite,
+    task: str,
+    frames: SceneFrames,
+    request: dict[str, Any],
+    result: framert.Result,
+    seconds: float,
+    wrong: str,
 ) -> Card:
     pictures = [Shown("given", image) for image in request.get("images", [])]
-    if "hole" in request:
-        pictures = [Shown("given", picture_of(frames.pictures["hole"]))]
+    if task in suite.given:
+        pictures = [Shown("given", picture_of(frames.pictures[suite.given[task]]))]
     pictures += [Shown("made", image) for image in result.images]
-    pictures += [Shown("truth", picture_of(frames.pictures[name])) for name in _truths(task)]
+    pictures += [Shown("truth", picture_of(frames.pictures[name])) for name in suite.truths(task, frames)]
     if result.cameras is not None:
         pictures.append(Shown("cameras", _camera_plot(result.cameras, cameras_of(frames, len(result.cameras)))))
     return Card(task=task, prompt=_words(request, frames, task), seconds=seconds, pictures=tuple(pictures), wrong=wrong)
-
-
-def _truths(task: str) -> tuple[str, ...]:
-    if task in TRUTHS:
-        return TRUTHS[task]
-    if task.startswith("image_to_"):
-        return (task.removeprefix("image_to_"),)
-    return ("picture",) if task.endswith("_to_image") else ()
 
 
 def _words(request: dict[str, Any], frames: SceneFrames, task: str) -> str:
@@ -116,11 +111,11 @@ def _camera_plot(made: framert.Cameras, truth: framert.Cameras, side: int = 192)
     return image
 
 
-def write_page(shown: list[Card], folder: Path, bundle: Path) -> None:
+def write_page(shown: list[Card], folder: Path, bundles: list[Path]) -> None:
     """Write index.html and the pictures it shows."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    blocks = []
+    blocks, names = [], " and ".join(bundle.name for bundle in bundles)
     for number, card in enumerate(shown):
         figures = []
         for place, picture in enumerate(card.pictures):
@@ -140,7 +135,7 @@ def write_page(shown: list[Card], folder: Path, bundle: Path) -> None:
         "h2{font-size:1.05em;margin:.2em 0}small{color:#888;font-weight:normal}"
         "p{margin:.2em 0 .6em;max-width:36em;color:#555}figure{display:inline-block;margin:0 .4em 0 0}"
         "img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px}figcaption{color:#888}</style>"
-        f"<h1>Every task of {html.escape(bundle.name)}</h1><p>Held-out scenes, nothing picked: given, made, truth. "
+        f"<h1>Every task of {html.escape(names)}</h1><p>Held-out scenes, nothing picked: given, made, truth. "
         f"framert {framert.__version__}, {sum(card.seconds for card in shown):.0f} s in all.</p>{''.join(blocks)}"
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
@@ -156,7 +151,7 @@ def write_inputs(frames: SceneFrames, folder: Path) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="+", help="of any family; all are shown on one page")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write into")
     parser.add_argument("--scenes", type=int, default=2, help="scenes per task")
     parser.add_argument("--steps", type=int, default=30, help="solver steps")
@@ -178,7 +173,7 @@ def main() -> int:
         scenes=given.scenes, steps=given.steps, seed=given.seed, solver=given.solver, failures=given.failures
     )
     try:
-        shown = cards(framert.load(given.bundle, threads=given.threads), options)
+        shown = [card for each in given.bundle for card in cards(framert.load(each, threads=given.threads), options)]
     except framert.FramertError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -15,15 +15,10 @@ from pathlib import Path
 import losses
 from intervals import estimate
 from scenes import Run, Sides, run_scenes
+from suites import SUITES
 
 import framert
-
-SHOWN = (
-    ("text_to_image", "objects"), ("semantic_to_image", "objects"), ("depth_to_image", "reestimated_abs_rel"),
-    ("semantic_to_image", "mask_iou"), ("image_to_depth", "abs_rel"), ("image_to_semantic", "iou"),
-    ("edit", "success"), ("subject", "objects"), ("inpaint", "gain_db"), ("deblur", "gain_db"),
-    ("image_to_multiview", "psnr"), ("camera_pose", "rotation_degrees"),
-)  # fmt: skip
+from framert.runtime.bundle import Bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +33,19 @@ class Score:
     high: float
 
 
-def measure(checkpoint: Path, run: Run, jobs: int) -> list[Score]:
-    """Return the scores of SHOWN of a checkpoint, run in fp32 on ONNX Runtime."""
+def measure(checkpoint: Path, scenes: int, steps: int, jobs: int) -> list[Score]:
+    """Return the scores of its family's curves of a checkpoint, run in fp32 on ONNX Runtime."""
     from framert.export.pipeline import export
 
     step = int(losses.read(checkpoint / "losses.csv")[-1]["step"])
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(checkpoint, Path(folder) / "bundle")
+        family = Bundle.open(bundle).manifest.family
+        tasks = tuple(dict.fromkeys(task for task, _ in SUITES[family].curve))
+        run = Run(tasks=tasks, first=0, scenes=scenes, steps=steps, guidance=None, side=64, family=family)
         values, *_ = run_scenes(Sides(bundle=bundle, backend="onnxruntime", precision=None, threads=1), run, jobs)
     made = []
-    for task, metric in SHOWN:
+    for task, metric in SUITES[family].curve:
         found = estimate(values[task], metric)
         made.append(Score(step, task, metric, found.value, found.low, found.high))
     return made
@@ -86,10 +84,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
-    tasks = tuple(dict.fromkeys(task for task, _ in SHOWN))
-    run = Run(tasks=tasks, first=0, scenes=given.scenes, steps=given.steps, guidance=None, side=64)
     try:
-        made = measure(given.checkpoint, run, given.jobs)
+        made = measure(given.checkpoint, given.scenes, given.steps, given.jobs)
         add_scores(given.checkpoint / "scores.csv", made)
     except (framert.FramertError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import CHECK_TASK, JUDGED, Case, Scores, case_of, pictures_of
+from cases import CHECK_TASK, Case, Scores
 from frames import SceneFrames, scene_frames
 from judge import open_judge
 from kept import Array, Kept
+from suites import SUITES
 from world import Float
 
 import framert
@@ -27,7 +28,10 @@ Values = dict[str, dict[str, list[float]]]  # task -> metric -> one per scene
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What is asked. first: seed of the first scene; scenes: how many; side: of the pictures, in pixels."""
+    """What is asked. first: seed of the first scene; scenes: how many; side: of the pictures, in pixels.
+
+    family: of the bundle that is asked.
+    """
 
     tasks: tuple[str, ...]
     first: int
@@ -35,10 +39,11 @@ class Run:
     steps: int
     guidance: float | None
     side: int
+    family: str = "onediffusion"
 
     def described(self) -> dict[str, Any]:
         """Return the settings that must agree for two runs to be compared."""
-        return {name: value for name, value in asdict(self).items() if name != "tasks"}
+        return {name: value for name, value in asdict(self).items() if name not in ("tasks", "family")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ def run_scenes(sides: Sides, run: Run, jobs: int) -> tuple[Values, Values, Kept]
         jobs: processes; each opens the bundle for itself and takes a share of the scenes.
     Raises: FramertError for a bundle that cannot be opened or run.
     """
-    if not JUDGED.isdisjoint(run.tasks):
+    if not SUITES[run.family].judged.isdisjoint(run.tasks):
         open_judge(side=run.side)  # trained here where it is not yet, and not by every process
     each = min(AT_ONCE, -(-run.scenes // jobs))
     parts = [range(at, min(at + each, run.scenes)) for at in range(0, run.scenes, each)]
@@ -110,12 +115,13 @@ def _run_part(
     pipes: list[framert.Pipeline], stored: Kept | None, run: Run, part: range
 ) -> tuple[list[dict[str, list[Scores]]], Kept]:
     """Return, for each pipeline, {task: scores of each scene of ``part``}; and what the last one computed."""
-    wanted = set[str]().union(*(pictures_of(task) for task in run.tasks))
-    frames = [scene_frames(run.first + index, run.side, wanted) for index in part]
+    suite = SUITES[run.family]
+    wanted = set[str]().union(*(suite.pictures_of(task) for task in run.tasks))
+    frames = [suite.frames(run.first + index, run.side, wanted) for index in part]
     found: list[dict[str, list[Scores]]] = [defaultdict(list) for _ in pipes]
     own = Kept()
     for number, task in enumerate(run.tasks, 1):
-        cases = [case_of(task, each) for each in frames]
+        cases = [suite.case_of(task, each) for each in frames]
         results = [list(_results(pipe, task, cases, run, part)) for pipe in pipes]
         for scene, result in zip(part, results[-1], strict=True):
             own.latents[task, scene] = result.latents

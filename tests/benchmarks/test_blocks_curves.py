@@ -13,13 +13,15 @@ import curves  # noqa: E402
 import floors  # noqa: E402
 import losses  # noqa: E402
 import progress  # noqa: E402
-from cases import TASKS  # noqa: E402
+from suites import SUITES  # noqa: E402
 
 sys.path.remove(FOLDER)
 
+SHOWN = SUITES["onediffusion"].curve
+
 
 def scores(step, value):
-    return [progress.Score(step, task, metric, value, value - 0.1, value + 0.1) for task, metric in progress.SHOWN]
+    return [progress.Score(step, task, metric, value, value - 0.1, value + 0.1) for task, metric in SHOWN]
 
 
 def test_scores_are_added_and_those_of_the_same_step_replaced(tmp_path):
@@ -30,15 +32,19 @@ def test_scores_are_added_and_those_of_the_same_step_replaced(tmp_path):
     progress.add_scores(path, scores(200, 0.8))
     found = progress.read_scores(path)
     assert [each.value for each in found if each.task == "edit"] == [0.5, 0.8]
-    assert len(found) == 2 * len(progress.SHOWN)
+    assert len(found) == 2 * len(SHOWN)
 
 
 def test_every_task_has_a_group_and_every_target_a_task():
-    assert {curves.group_of(task) for task in TASKS} == set(curves.GROUPS)
+    assert {curves.group_of(task) for task in SUITES["onediffusion"].tasks} == set(curves.GROUPS)
     assert curves.group_of("image_to_multiview") == "views"
-    assert curves.group_of("image_to_depth") == "maps from pictures"
-    assert {target.task for target in floors.TARGETS} <= set(TASKS)
-    assert {task for task, _ in progress.SHOWN} <= set(TASKS)
+    assert curves.group_of("image_to_depth") == curves.group_of("segment") == "maps from pictures"
+    assert curves.group_of("outpaint") == curves.group_of("edit")
+    assert curves.group_of("layout_to_image") == "pictures from maps"
+    known = {task for suite in SUITES.values() for task in suite.tasks}
+    assert {each.task for each in (*floors.TARGETS, *floors.FLOORS)} <= known
+    for suite in SUITES.values():
+        assert {task for task, _ in suite.curve} | set(suite.quick) | suite.judged <= set(suite.tasks)
 
 
 def test_a_mean_runs_over_what_came_before(monkeypatch):
