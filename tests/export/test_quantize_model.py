@@ -264,14 +264,16 @@ def test_what_was_measured_of_fp16_says_that_it_is_of_the_weights(model):
     assert report["note"] == NOTES["float16"]
 
 
-@pytest.mark.parametrize("word", PACKED)
-def test_packed_equals_alone_bit_for_bit(word, model):
+@pytest.mark.parametrize(("word", "backend"), [*((word, "onnxruntime") for word in PACKED), ("int8", "openvino")])
+def test_packed_equals_alone_bit_for_bit(word, backend, model):
+    pytest.importorskip(backend)
     recipe = model.recipe.folded(model.config.depth) if word == "fp16" else model.recipe
-    run = framert.load(model.bundle(word, recipe).path, backend="onnxruntime", threads=1)
+    run = framert.load(model.bundle(word, recipe).path, backend=backend, threads=1)
     requests = [
         framert.Request(task="text_to_image", prompt="a red cube", steps=2, seed=1, size=(64, 64)),
         framert.Request(task="text_to_image", prompt="two blue spheres on sand", steps=3, seed=2, size=(32, 48)),
         framert.Request(task="text_to_image", prompt="a cone", steps=2, seed=3, size=(16, 16), guidance=1.0),
+        framert.Request(task="text_to_image", prompt="a red cube behind a cone " * 3, steps=2, seed=4, size=(16, 16)),
     ]
     alone = []
     for request in requests:
