@@ -5,8 +5,12 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "launch_recipe.hpp"
@@ -30,6 +34,13 @@ public:
         return "sm_" + std::to_string(major) + std::to_string(minor);
     }
 
+    // Returns the handle of the current context.
+    void* context() const {
+        void* current = nullptr;
+        call("cuCtxGetCurrent", &current);
+        return current;
+    }
+
     template <class... Values>
     void call(char const* name, Values... values) const {
         using Function = int (*)(Values...);
@@ -47,12 +58,12 @@ private:
 // A kernel in the context that was current when it was made.
 class Kernel {
 public:
-    explicit Kernel(Recipe const& recipe) : recipe_(recipe) {
+    explicit Kernel(std::shared_ptr<Recipe const> recipe) : kept_(std::move(recipe)), recipe_(*kept_) {
         constexpr int kDefaultShared = 48 << 10;  // bytes that a kernel may use without asking
         constexpr int kMaxDynamicSharedSize = 8;  // CUfunction_attribute
-        driver_.call("cuModuleLoadData", &module_, static_cast<void const*>(recipe.image.c_str()));
-        driver_.call("cuModuleGetFunction", &function_, module_, recipe.entry.c_str());
-        auto const shared = static_cast<int>(recipe.shared_memory);
+        driver_.call("cuModuleLoadData", &module_, static_cast<void const*>(recipe_.image.c_str()));
+        driver_.call("cuModuleGetFunction", &function_, module_, recipe_.entry.c_str());
+        auto const shared = static_cast<int>(recipe_.shared_memory);
         if (shared > kDefaultShared) driver_.call("cuFuncSetAttribute", function_, kMaxDynamicSharedSize, shared);
     }
 
@@ -79,8 +90,21 @@ public:
 
 private:
     Driver driver_;
+    std::shared_ptr<Recipe const> kept_;
     Recipe const& recipe_;
     void *module_ = nullptr, *function_ = nullptr;
 };
+
+// Returns the kernel of a recipe in the current context. Every layer of every execution context has a plugin of its own,
+// and those of one kernel share it.
+inline std::shared_ptr<Kernel const> loaded(std::shared_ptr<Recipe const> recipe) {
+    static std::mutex mutex;
+    static std::map<std::tuple<void*, std::string, std::string>, std::weak_ptr<Kernel const>> kernels;
+    std::lock_guard<std::mutex> const alone(mutex);
+    auto& known = kernels[{Driver().context(), recipe->entry, recipe->image}];
+    auto kernel = known.lock();
+    if (kernel == nullptr) known = kernel = std::make_shared<Kernel const>(std::move(recipe));
+    return kernel;
+}
 
 }  // namespace framert

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <mutex>
 
 #include "cuda_driver.hpp"
 #include "launch_recipe.hpp"
@@ -152,7 +151,7 @@ public:
             for (std::size_t place = 0; place < first().inputs.size(); ++place)
                 sizes.push_back(sizes_of(input_descriptions[place].dims));
             check(first(), sizes);
-            if (kernel_ == nullptr) kernel_ = std::make_unique<Kernel>(chosen(Driver().target()));
+            if (kernel_ == nullptr) kernel_ = loaded({recipes_, &chosen(Driver().target())});
             kernel_->launch(sizes, inputs, outputs, workspace, stream);
             return 0;
         });
@@ -205,7 +204,7 @@ private:
     std::shared_ptr<std::string const> field_;
     std::shared_ptr<std::vector<Recipe> const> recipes_;
     std::string name_;
-    std::unique_ptr<Kernel> kernel_;  // in the context of the first launch; refers to recipes_
+    std::shared_ptr<Kernel const> kernel_;  // in the context of the first launch
     PluginField serialized_;
     PluginFieldCollection fields_;
 };

@@ -171,6 +171,23 @@ def test_workspace_is_an_argument_like_others(program: Path, tmp_path: Path) -> 
     assert done.stdout.split()[-1] == str(ADDRESS + 4096 * (len(INPUTS) + 1))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver's library is found as Linux does")
+def test_plugins_share_one_loaded_kernel(tmp_path: Path) -> None:
+    """On a driver that counts: one load for one image in one context, given back with its last plugin."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    sources, driver, made = FOLDER / "cpp", tmp_path / "libcuda.so.1", tmp_path / "shared_kernels"
+    for words in (
+        ["-shared", "-fPIC", sources / "fake_cuda.cpp", "-o", driver],
+        [f"-I{SOURCES}", sources / "shared_kernels.cpp", "-ldl", "-o", made],
+    ):
+        subprocess.run([compiler, *STRICT, *map(str, words)], check=True)
+    done = subprocess.run([made], capture_output=True, text=True, env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)})
+    # loads, unloads, launches: two of one image; then another image, and another context; all gone; loaded again
+    assert done.stdout.splitlines() == ["1 0 1", "3 0 1", "3 3 1", "4 4 2"]
+
+
 @pytest.mark.skipif("TENSORRT_INCLUDE_DIR" not in os.environ, reason="needs TensorRT's headers: TENSORRT_INCLUDE_DIR")
 def test_the_plugin_compiles(tmp_path: Path) -> None:
     configure = ["cmake", "-S", str(SOURCES), "-B", str(tmp_path)]
