@@ -132,7 +132,10 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
     if stored is not None:
         check_settings(stored, Measured(run.described() | {"impl": given.backend}, {}))
         beside = given.against.with_suffix(SUFFIX)
-        kept = Kept.read(beside, stored.run) if beside.exists() else None
+        if beside.exists():
+            kept = Kept.read(beside, stored.run)
+        else:
+            print(f"{beside} is missing, so latents and velocities are not compared", file=sys.stderr)
     sides = Sides(
         bundle=bundle,
         backend=given.backend,

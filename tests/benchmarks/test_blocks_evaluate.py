@@ -344,3 +344,6 @@ def test_a_reference_need_not_run_again(golden_bundle, tmp_path, monkeypatch, ca
     alone.with_suffix(".npz").write_bytes(b"no archive")
     assert call(monkeypatch, golden_bundle, *words, *tasks, "--against", alone) == 2
     assert "holds no latents of an evaluation" in capfd.readouterr().err
+    alone.with_suffix(".npz").unlink()
+    assert call(monkeypatch, golden_bundle, *words, "--tasks", "image_to_depth", "--against", alone) == 0
+    assert "alone.npz is missing, so latents and velocities are not compared" in capfd.readouterr().err
