@@ -100,8 +100,8 @@ RECIPES = {
     ),
     "univg": Recipe(
         presets={
-            "cpu": Preset(side=64, scenes=5000, hidden=192, depth=8, heads=6, patch=1, tokens_per_step=4096,
-                          rate=1.5e-3, steps=12000),
+            "cpu": Preset(side=64, scenes=5000, hidden=224, depth=6, heads=7, patch=1, tokens_per_step=4096,
+                          rate=1.5e-3, steps=7000),
             "gpu": Preset(side=64, scenes=30000, hidden=256, depth=6, heads=8, patch=1, tokens_per_step=32768,
                           rate=1e-3, steps=20000),
         },
