@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from framert.runtime.families.univg.family import painted
+from framert.runtime.families.univg.family import UniVG, painted
 from framert.runtime.families.univg.plan import draw_boxes, plan
 from framert.runtime.families.univg.task_table import TASKS
 from framert.runtime.request import Request
@@ -80,6 +80,25 @@ def test_a_sample_is_laid_out_as_the_runtime_lays_out_its_request(task):
         assert (masks[0].min(), masks[0].max()) == {"edit": (0, 0), "inpaint": (0, 1), "outpaint": (0, 1)}.get(
             task, (1, 1)
         )
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("task", ["text_to_image", "inpaint", "edit", "segment"])
+def test_condition_tokens_are_those_the_runtime_gives_the_denoiser(task, patch):
+    random = np.random.default_rng(1)
+    latents = random.standard_normal((len(STORIES), len(FRAME_NAMES), 16, 4, 4)).astype(np.float16)
+    maker = ChannelBatchMaker(latents, STORIES, 16, patch=patch, side=SIDE, seed=0)
+    sample = channel_samples.make_sample(task, STORIES[2], SIDE, random)
+    composed = plan(TASKS[task], TASKS, Request(**request_of(sample, channel_frames(STORIES[2].seed, SIDE))))
+    family, seconds = UniVG(), {}
+    job = SimpleNamespace(composition=composed, size=(SIDE, SIDE), patch=patch, noise=lambda: None)
+    shown = latents[2, FRAME_NAMES.index(sample.shown or "picture")].astype(np.float32)
+    start = family.start(job, SimpleNamespace(encode=lambda pixels, seconds: shown), seconds)
+    model = SimpleNamespace(condition_channels=17, patch=patch, max_positions=16)
+    blank = np.broadcast_to(family.layout(SimpleNamespace(model=model)).blank, ((4 // patch) ** 2, 17 * patch**2))
+    np.testing.assert_array_equal(maker.condition(2, None), blank)
+    expected = blank if task == "text_to_image" else start.conditions
+    np.testing.assert_array_equal(maker.condition(2, sample), expected)
 
 
 def test_what_is_trained_is_what_the_runtime_can_do_but_identity():
