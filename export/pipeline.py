@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import torch
 from tqdm import tqdm
 
 import framert
@@ -159,6 +160,7 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "files": checkpoint.digests(),
         "framert": framert.__version__,
         "torch": version("torch"),
+        "threads": torch.get_num_threads(),  # sums of a calibration, and so an int8 bundle's last bits, depend on it
         "onnx": version("onnx"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

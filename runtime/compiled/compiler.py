@@ -9,6 +9,7 @@ import numpy as np
 
 import framert
 from framert.runtime import sequence, tiling
+from framert.runtime.backends.tensorrt.library import KINDS
 from framert.runtime.backends.tensorrt.profiles import Profiles
 from framert.runtime.backends.tensorrt.rebuild import rebuild_command
 from framert.runtime.bundle import Bundle
@@ -74,7 +75,7 @@ def compile_requests(bundle: Bundle, requests: List[Request]) -> CompiledRequest
 
 def _sizes_of(bundle: Bundle) -> Callable[[Phase, Mapping[str, tuple[int, int]]], None]:
     """Return what raises BackendError for a phase that the bundle's engines were not built for."""
-    if bundle.manifest.target.get("kind") == "onnx":
+    if bundle.manifest.target.get("kind") not in KINDS:
         return lambda phase, arenas: None
     profiles = Profiles.read(bundle.path, ("denoiser",), partial(rebuild_command, bundle))
     inputs = bundle.manifest.graphs["denoiser"].inputs

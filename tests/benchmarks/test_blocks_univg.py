@@ -29,6 +29,7 @@ import channel_transformer  # noqa: E402
 import evaluate  # noqa: E402
 import gallery  # noqa: E402
 import referring  # noqa: E402
+import scoring  # noqa: E402
 import suites  # noqa: E402
 import train  # noqa: E402
 import wordpieces  # noqa: E402
@@ -37,7 +38,7 @@ from channel_frames import FRAME_NAMES, channel_frames, kept_part, layout_boxes,
 from heldout import training_stories  # noqa: E402
 from intervals import LESS_IS_BETTER  # noqa: E402
 from recipes import RECIPES, Preset  # noqa: E402
-from world import sample_scene  # noqa: E402
+from world import COLOURS, sample_scene  # noqa: E402
 
 sys.path.remove(FOLDER)
 
@@ -118,8 +119,10 @@ def test_an_expression_means_the_one_thing_it_says():
             thing, (head, _, anchor) = scene.things[each.thing], each.text.rpartition(" of ")
             if each.kind == "relation":
                 side = head.split()[-1]
-                assert (texts[anchor] < each.thing) == (side == "right")
                 words = set(head.split()) - {"the", "thing", side}
+                beside = {"left": scene.things[: texts[anchor]], "right": scene.things[texts[anchor] + 1 :]}[side]
+                assert [words <= {*other.name.split()} for other in beside].count(True) == 1
+                assert thing in beside
             elif each.kind == "place":
                 place = {"leftmost": 0, "middle": 1, "rightmost": len(scene.things) - 1}
                 assert [place[word] for word in each.text.split() if word in place] == [each.thing]
@@ -145,6 +148,36 @@ def test_an_edit_backwards_undoes_it():
     assert channel_edits.place_of(scene, first) == f"left of the {middle.name}"
     assert channel_edits.place_of(scene, middle) == f"between the {first.name} and the {last.name}"
     assert channel_edits.place_of(scene, last) == f"right of the {middle.name}"
+
+
+def test_what_an_edit_asks_for_is_in_the_frame_it_makes():
+    random, kinds = np.random.default_rng(0), set()
+    for story in STORIES * 4:
+        sample = channel_samples.make_sample("edit", story, SIDE, random)
+        pictures = channel_frames(story.seed, SIDE, {"picture", "edited"}).pictures
+        words = sample.prompt.split()
+        kinds.add(words[1])
+        made, shown = (
+            {colour: scoring.colour_share(pictures[name], colour) for colour in COLOURS}
+            for name in (sample.target, sample.shown)
+        )
+        first = next(word for word in words if word in COLOURS)
+        assert made[first] > shown[first] + 0.01 if words[1] == "add" else made[first] < shown[first] - 0.01
+        if words[1] == "make":
+            assert made[words[-1]] > shown[words[-1]] + 0.01
+    assert kinds == {"make", "remove", "add"}
+
+
+def test_outpainting_is_given_all_but_one_or_two_sides():
+    cuts = set()
+    for seed in range(200):
+        left, top, right, bottom = kept_part(seed, 64)
+        pixels = (left, top, 64 - right, 64 - bottom)
+        cut = frozenset(place for place, each in enumerate(pixels) if each)
+        assert len(cut) in (1, 2)
+        assert all(0.2 * 64 - 1 < pixels[place] < 0.45 * 64 + 1 for place in cut)
+        cuts.add(cut)
+    assert len(cuts) == 4 + 6
 
 
 def test_the_tokenizer_has_a_piece_for_every_word(tmp_path):
@@ -234,6 +267,8 @@ def test_a_layouts_things_count_in_their_boxes_only(case):
     moved = np.roll(frames.pictures["picture"], 32, axis=1)
     assert channel_cases.layout_score(moved, frames)["hits"] == 0
     assert channel_cases.layout_score(frames.pictures["layout"] * 0, frames)["hits"] == 0
+    everywhere = np.broadcast_to(np.float32(COLOURS[frames.story.scene.things[0].colour]), moved.shape)
+    assert channel_cases.layout_score(everywhere, frames)["hits"] == 0
 
 
 TINY = {

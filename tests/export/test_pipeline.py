@@ -74,7 +74,7 @@ def test_manifest_holds_what_the_configurations_say(checkpoint: Path, tmp_path: 
     assert manifest.verified == {}
     origin = manifest.provenance
     assert origin["checkpoint"] == "checkpoint"
-    assert set(origin) == {"checkpoint", "files", "framert", "torch", "onnx", "date", "precision"}
+    assert set(origin) == {"checkpoint", "files", "framert", "torch", "threads", "onnx", "date", "precision"}
     assert "transformer/diffusion_pytorch_model.safetensors" in origin["files"]
     assert "tokenizer/spiece.model" in origin["files"]
 
