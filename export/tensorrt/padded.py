@@ -80,7 +80,8 @@ def write_padded(
 def _command(name: str, graph: Graph, bundle: Bundle, capacity: Capacity) -> str:
     words = written(graph.inputs, single_profile(bundle.manifest, name, capacity))
     shapes = " ".join(f"--{word}Shapes={text}" for word, text in words.items())
-    return f'"$TRTEXEC" --onnx={graph.files[0]} --saveEngine={name}.engine --stronglyTyped --noTF32 --skipInference {shapes}\n'
+    files = f"--onnx={graph.files[0]} --saveEngine={name}.engine"
+    return f'"$TRTEXEC" {files} --stronglyTyped --noTF32 --skipInference {shapes}\n'
 
 
 def _place(made: Prepared, folder: Path) -> tuple[str, ...]:

@@ -139,7 +139,9 @@ def test_loading_never_falls_back(bundle, monkeypatch):
         asked.update(more)
         return Session("CPUExecutionProvider")
 
-    backend._runtime = SimpleNamespace(InferenceSession=session, __version__="1.31.1")
+    backend._runtime = SimpleNamespace(
+        InferenceSession=session, SessionOptions=backend._runtime.SessionOptions, __version__="1.31.1"
+    )
     backend._provider = "cuda"
     with pytest.raises(BackendError, match="could not start provider 'cuda'"):
         backend.session("denoiser")
