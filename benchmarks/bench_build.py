@@ -11,7 +11,6 @@ fp16; precisions that a target lacks are left out.
 import argparse
 import multiprocessing
 import os
-import resource
 import sys
 import tarfile
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import framert
 from framert.export.tensorrt.builder import ATTENTION, Built, Options, build
 from framert.export.tensorrt.targets import PRECISIONS
+from framert.runtime.bench.memory import peak_resident
 from framert.runtime.bench.rows import Environment, Row
 from framert.runtime.errors import FramertError
 from framert.runtime.profiles import Capacity
@@ -59,7 +59,7 @@ def _build(
             options=Options(attention=attention),
             progress=False,
         )
-    return built, 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return built, float(peak_resident() or 0)  # getrusage would give a parent's peak, which a child inherits
 
 
 def measure(
