@@ -21,12 +21,14 @@ PROMPT_DROPOUT = 0.10  # the picture without its prompt: the branch v(V, 0)
 @dataclass(frozen=True, slots=True)
 class ChannelBatch:
     """samples, target: (batch, tokens, width); levels: (batch,) in 0..1000; conditions: (batch, tokens, condition
-    width), latent and mask of each token; prompts and tasks, one per sequence."""
+    width), latent and mask of each token; features: (batch, references, text width), what the prompt's placeholders
+    stand for; prompts and tasks, one per sequence."""
 
     samples: Tensor
     target: Tensor
     levels: Tensor
     conditions: Tensor
+    features: Tensor
     prompts: list[str]
     tasks: list[str]
 
@@ -39,9 +41,9 @@ class ChannelBatch:
         ]
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, ...]:
         """What the loss needs, in its order."""
-        return self.samples, self.target, self.levels, self.conditions
+        return self.samples, self.target, self.levels, self.conditions, self.features
 
 
 class ChannelBatchMaker:
@@ -50,14 +52,16 @@ class ChannelBatchMaker:
     def __init__(
         self,
         latents: NDArray[np.float16],
+        features: NDArray[np.float16],
         stories: Sequence[Story],
         tokens_per_step: int,
         patch: int,
         side: int,
         seed: int,
     ) -> None:
-        """latents: (scenes, frames of FRAME_NAMES, channels, h, w) of ``stories``; side: of the pictures, in pixels."""
-        self.latents, self.stories, self.patch, self.side = latents, stories, patch, side
+        """Of ``stories``: latents (scenes, frames of FRAME_NAMES, channels, h, w) and features (scenes, references,
+        text width); side: of the pictures, in pixels."""
+        self.latents, self.features, self.stories, self.patch, self.side = latents, features, stories, patch, side
         self.sequences = max(1, tokens_per_step // (latents.shape[-1] // patch) ** 2)
         self.random = np.random.default_rng(seed)
 
@@ -76,7 +80,9 @@ class ChannelBatchMaker:
         levels = torch.from_numpy(sigma)
         mixed = torch.lerp(clean, noise, levels[:, None, None])
         tasks = [each.task for _, each in drawn]
-        return ChannelBatch(mixed, noise - clean, 1000 * levels, torch.from_numpy(conditions), prompts, tasks)
+        features = torch.from_numpy(np.stack([self.features[scene] for scene, _ in drawn])).float()
+        shows = torch.from_numpy(conditions)
+        return ChannelBatch(mixed, noise - clean, 1000 * levels, shows, features, prompts, tasks)
 
     def condition(self, scene: int, sample: Sample | None) -> NDArray[np.float32]:
         """Return (tokens, condition width) of what a sample shows; blank, latents of 0 and a mask of 1, for None."""

@@ -15,9 +15,15 @@ from world import COLOURS, Float
 
 import framert
 
-SHARED = ("text_to_image", "image_to_depth", "image_to_pose", "inpaint")  # asked and scored as of OneDiffusion
+SHARED = (
+    "text_to_image",
+    "identity",
+    "image_to_depth",
+    "image_to_pose",
+    "inpaint",
+)  # asked and scored as of OneDiffusion
 TASKS = (*SHARED, "outpaint", "edit", "layout_to_image", "segment")
-JUDGED = frozenset({"text_to_image", "layout_to_image"})  # whose scores take a trained judge
+JUDGED = frozenset({"text_to_image", "identity", "layout_to_image"})  # whose scores take a trained judge
 
 
 def case_of(task: str, frames: SceneFrames) -> Case:
@@ -32,6 +38,8 @@ def case_of(task: str, frames: SceneFrames) -> Case:
 
 def pictures_of(task: str) -> set[str]:
     """Return the names of the scene's pictures that a task's case reads, so that no others need be rendered."""
+    if task == "identity":
+        return cases.pictures_of(task)
     kinds = {"text_to_image": "picture", "image_to_depth": "depth", "image_to_pose": "pose", "inpaint": "hole",
              "outpaint": "canvas", "edit": "edited", "layout_to_image": "layout", "segment": "picture"}  # fmt: skip
     return {"picture", kinds[task]}

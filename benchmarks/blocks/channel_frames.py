@@ -1,7 +1,8 @@
 """The pictures of a scene that UniVG's tasks show or make, by name; both training and evaluation take them from here.
 
-Beside picture, depth, pose, hole and edited, which ``frames`` makes: canvas (a part of the picture on grey), layout
-(each thing's box filled with its colour) and mask0 to mask2 (each thing in white on black).
+Beside picture, depth, pose, hole, edited and reference0 to reference2, which ``frames`` makes: canvas (a part of the
+picture on grey), layout (each thing's box filled with its colour) and mask0 to mask2 (each thing in white on black).
+References are seen by the image encoder alone, and so have no latents.
 """
 
 from dataclasses import replace
@@ -14,14 +15,15 @@ from world import Float, Rendering
 
 Box = tuple[int, int, int, int]
 SHARED = ("picture", "depth", "pose", "hole", "edited")
+REFERENCE_NAMES = tuple(f"reference{index}" for index in range(MAX_THINGS))
 FRAME_NAMES = (*SHARED, "canvas", "layout", *(f"mask{index}" for index in range(MAX_THINGS)))
 EXTENSION = (0.2, 0.45)  # of the canvas' side, what outpainting adds on a side
 
 
 def channel_frames(seed: int, side: int = 64, wanted: set[str] | None = None) -> SceneFrames:
     """Render the square pictures of scene ``seed``; ``wanted`` leaves out what is not needed (None is everything)."""
-    names = set(FRAME_NAMES) if wanted is None else wanted
-    frames = scene_frames(seed, side, names.intersection(SHARED) | {"picture"})
+    names = {*FRAME_NAMES, *REFERENCE_NAMES} if wanted is None else wanted
+    frames = scene_frames(seed, side, names.intersection((*SHARED, *REFERENCE_NAMES)) | {"picture"})
     rendering, pictures = frames.rendering, dict(frames.pictures)
     if "canvas" in names:
         pictures["canvas"] = maps.with_hole(rendering.picture, beyond(kept_part(seed, side), side))
@@ -35,7 +37,7 @@ def channel_frames(seed: int, side: int = 64, wanted: set[str] | None = None) ->
 
 def render_channels(seed: int, side: int) -> NDArray[np.uint8]:
     """Return (len(FRAME_NAMES), side, side, 3) pictures of a scene; masks it has no thing for are black."""
-    pictures = channel_frames(seed, side).pictures
+    pictures = channel_frames(seed, side, set(FRAME_NAMES)).pictures
     stack = np.zeros((len(FRAME_NAMES), side, side, 3), np.uint8)
     for index, name in enumerate(FRAME_NAMES):
         if name in pictures:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from framert.runtime.colors import COLORS
 from framert.runtime.families.univg.prompts import Words
 from framert.runtime.families.univg.task_table import TASKS
+from framert.runtime.tokenizer import PLACEHOLDER
 
-# How often each task is drawn. What must obey words or find a place learns last: it gets more. There is no identity:
-# it takes an image encoder, which this model does not have.
+# How often each task is drawn. What must obey words or find a place learns last: it gets more.
 WEIGHTS = {
-    "text_to_image": 1.5, "inpaint": 1.0, "outpaint": 0.7, "edit": 2.5, "layout_to_image": 2.0, "image_to_depth": 0.8,
-    "image_to_pose": 0.5, "segment": 2.5,
+    "text_to_image": 1.5, "inpaint": 1.0, "outpaint": 0.7, "edit": 2.5, "identity": 1.2, "layout_to_image": 2.0,
+    "image_to_depth": 0.8, "image_to_pose": 0.5, "segment": 2.5,
 }  # fmt: skip
 
 
@@ -31,6 +31,7 @@ class Sample:
     """One training sequence: names of the frame to make and of the one that is shown ("" for none), and the prompt.
 
     painted: where the frame that is shown is painted anew: everywhere, nowhere, or a (height, width) map in pixels.
+    Placeholders in the prompt stand for the scene's references, in order.
     """
 
     task: str
@@ -42,7 +43,7 @@ class Sample:
 
 def words_of_prompts() -> list[str]:
     """Return every word that a prompt can hold, for the tokenizer."""
-    tokens = sorted(TASKS[task].token for task in WEIGHTS)
+    tokens = sorted(TASKS[task].token for task in WEIGHTS if TASKS[task].token != PLACEHOLDER)
     legend = [f"<{colour}:" for colour in COLORS]
     return [*tokens, *legend, *vocabulary(), *EDIT_WORDS, *referring.WORDS]
 
@@ -60,6 +61,8 @@ def make_sample(task: str, story: Story, side: int, random: np.random.Generator)
     optional = words if random.random() < 0.5 else ""  # tasks that work without a caption learn both
     if task == "text_to_image":
         return Sample(task, "picture", "", True, write(task, words))
+    if task == "identity":
+        return _references(story, random)
     if task == "edit":
         change = changes(story)[int(random.integers(2))]
         before, after = change.frames
@@ -78,7 +81,15 @@ def make_sample(task: str, story: Story, side: int, random: np.random.Generator)
     return Sample(task, kind, "picture", TASKS[task].painted, write(task, optional))
 
 
-def write(task: str, prompt: str, colours: dict[str, str] | None = None) -> str:
+def write(task: str, prompt: str, colours: dict[str, str] | None = None, captions: tuple[str, ...] = ()) -> str:
     """Return the prompt as the runtime writes it."""
     row = TASKS[task]
-    return row.write(Words(token=row.token, prompt=prompt, colors=colours or {}))
+    return row.write(Words(token=row.token, prompt=prompt, colors=colours or {}, captions=captions))
+
+
+def _references(story: Story, random: np.random.Generator) -> Sample:
+    """The scene from pictures of its first things, whose colours the prompt then leaves out."""
+    count = 1 + int(random.integers(len(story.scene.things)))
+    captions = tuple(f"a {thing.shape}" for thing in story.scene.things[:count])
+    prompt = write("identity", caption(story.scene, plain=count), captions=captions)
+    return Sample("identity", "picture", "", True, prompt)

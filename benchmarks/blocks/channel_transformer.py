@@ -11,7 +11,7 @@ from folder import TEXT_WIDTH, load_parts, make_text_encoder, save_parts
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformer import TEXT_LENGTH, pad
-from wordpieces import encode
+from wordpieces import encode, placeholder_id
 
 from framert.export.models.mmdit import MMDiT
 from framert.export.models.mmdit_config import MMDiTConfig
@@ -46,6 +46,7 @@ class ChannelBlocks(nn.Module):
         self.config = config
         self.transformer = MMDiT(MMDiTConfig.from_checkpoint(config))
         self.text_encoder = make_text_encoder(pieces)
+        self.placeholder = placeholder_id(pieces)
         self._initialise()
 
     @torch.no_grad()
@@ -67,10 +68,15 @@ class ChannelBlocks(nn.Module):
                 parameter.zero_()
                 parameter.requires_grad = False
 
-    def loss(self, samples: Tensor, target: Tensor, levels: Tensor, conditions: Tensor, ids: Tensor) -> Tensor:
+    def loss(
+        self, samples: Tensor, target: Tensor, levels: Tensor, conditions: Tensor, features: Tensor, ids: Tensor
+    ) -> Tensor:
         """Return the mean squared velocity error (batch,); shapes as in ``ChannelBatch``. ids: (batch, length)."""
-        mask = ids != 0
-        text = self.text_encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        mask, placed = ids != 0, (ids == self.placeholder).unsqueeze(-1)
+        order = (placed.cumsum(1) - 1).clamp(0, features.shape[1] - 1)
+        shown = features.gather(1, order.expand(-1, -1, features.shape[2]))
+        words = torch.where(placed, shown, self.text_encoder.shared(ids))
+        text = self.text_encoder(inputs_embeds=words, attention_mask=mask.long()).last_hidden_state
         side = int(samples.shape[1] ** 0.5)
         positions = position_table(self.transformer, side, side)
         output = velocity(self.transformer, samples, levels, text, mask, positions, conditions)

@@ -43,12 +43,23 @@ class Preset:
     decoder_steps: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What is trained on: of ``stories`` latents (scenes, frames, channels, h, w) and, where the family has an image
+    encoder, features (scenes, references, text width)."""
+
+    stories: Sequence[Story]
+    latents: NDArray[np.float16]
+    features: NDArray[np.float16] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One family. weights: how often each task is drawn. kind: the pictures it is trained on.
 
     trains_autoencoder: whether it has one of its own; else ``vae/`` is copied from a trained checkpoint.
-    model: from a preset and the number of word pieces. maker: from latents, stories, preset and seed.
+    image_encoder: whether pictures stand in its prompts. model: from a preset and the number of word pieces.
+    maker: from what is trained on, preset and seed.
     loss_of: from model, tokenizer, device and whether to compile. matrix: which parameters Muon takes.
     """
 
@@ -56,9 +67,10 @@ class Recipe:
     weights: Mapping[str, float]
     kind: Kind
     trains_autoencoder: bool
+    image_encoder: bool
     words: Callable[[], list[str]]
     model: Callable[[Preset, int], nn.Module]
-    maker: Callable[[NDArray[np.float16], Sequence[Story], Preset, int], Maker]
+    maker: Callable[[Encoded, Preset, int], Maker]
     loss_of: Callable[..., Callable[[Any], Tensor]]
     matrix: Callable[[str, Tensor], bool]
 
@@ -77,6 +89,13 @@ def _channels_model(preset: Preset, pieces: int) -> nn.Module:
     return channel_transformer.ChannelBlocks(config, pieces)
 
 
+def _channels_maker(encoded: Encoded, preset: Preset, seed: int) -> Maker:
+    assert encoded.features is not None
+    return ChannelBatchMaker(
+        encoded.latents, encoded.features, encoded.stories, preset.tokens_per_step, preset.patch, preset.side, seed
+    )
+
+
 RECIPES = {
     "onediffusion": Recipe(
         presets={
@@ -90,10 +109,11 @@ RECIPES = {
         weights=samples.WEIGHTS,
         kind=FRAMES,
         trains_autoencoder=True,
+        image_encoder=False,
         words=samples.words_of_prompts,
         model=_frames_model,
-        maker=lambda latents, stories, preset, seed: BatchMaker(
-            latents, stories, preset.tokens_per_step, preset.patch, seed
+        maker=lambda encoded, preset, seed: BatchMaker(
+            encoded.latents, encoded.stories, preset.tokens_per_step, preset.patch, seed
         ),
         loss_of=transformer.loss_of,
         matrix=transformer.matrix,
@@ -108,11 +128,10 @@ RECIPES = {
         weights=channel_samples.WEIGHTS,
         kind=Kind(CHANNEL_NAMES, render_channels, tag="channels"),
         trains_autoencoder=False,
+        image_encoder=True,
         words=channel_samples.words_of_prompts,
         model=_channels_model,
-        maker=lambda latents, stories, preset, seed: ChannelBatchMaker(
-            latents, stories, preset.tokens_per_step, preset.patch, preset.side, seed
-        ),
+        maker=_channels_maker,
         loss_of=channel_transformer.loss_of,
         matrix=channel_transformer.matrix,
     ),

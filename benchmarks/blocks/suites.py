@@ -57,8 +57,9 @@ SUITES = {
         truths=channel_cases.truths_of,
         given={"inpaint": "hole", "outpaint": "canvas", "layout_to_image": "layout"},
         curve=(
-            ("text_to_image", "objects"), ("layout_to_image", "objects"), ("layout_to_image", "hits"),
-            ("segment", "iou"), ("image_to_depth", "abs_rel"), ("edit", "success"), ("inpaint", "gain_db"),
+            ("text_to_image", "objects"), ("identity", "objects"), ("layout_to_image", "objects"),
+            ("layout_to_image", "hits"), ("segment", "iou"), ("image_to_depth", "abs_rel"), ("edit", "success"),
+            ("inpaint", "gain_db"),
             ("outpaint", "gain_db"),
         ),
     ),

@@ -1,6 +1,6 @@
 """Train Blocks, the small checkpoints that come with framert: of OneDiffusion's architecture, and of UniVG's.
 
-    python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part vae|transformer|all] [--minutes M]
+    python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part vae|transformer|decoder|all] [--minutes M]
     python benchmarks/blocks/train.py --family univg -o models/blocks-univg [--minutes M]
 
 Resumes from the output folder: parts already there are continued. The optimizer's state is kept in its .train folder,
@@ -21,12 +21,21 @@ from decoder import train_decoder
 from diffusers import AutoencoderKL
 from frames import Story
 from heldout import training_stories
+from image_encoder import (
+    REFERENCES,
+    features_of,
+    load_image_encoder,
+    save_image_encoder,
+    train_image_encoder,
+)
 from loop import train
 from losses import Losses
 from numpy.typing import NDArray
-from recipes import RECIPES, Preset
+from recipes import RECIPES, Encoded, Preset
 from trainer import Schedule, Trainer
 from wordpieces import load_tokenizer, train_tokenizer
+
+from framert.export.families.univg_plan import ImageEncoder
 
 VAE = Path(__file__).resolve().parents[2] / "models" / "blocks" / "vae"
 
@@ -42,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--family", choices=RECIPES, default="onediffusion")
     parser.add_argument("--preset", choices=RECIPES["onediffusion"].presets, default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
-    parser.add_argument("--part", choices=("vae", "transformer", "decoder", "all"), default="all")
+    parser.add_argument("--part", choices=("vae", "image-encoder", "transformer", "decoder", "all"), default="all")
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
     parser.add_argument(
         "--steps", type=int, help="in all, of transformer or decoder; the last 15 %% lower the rate to zero"
@@ -58,10 +67,13 @@ def arguments() -> argparse.Namespace:
     for name in ("minutes", "steps", "scenes"):
         if (value := getattr(given, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0, got {value}")
-    several = given.part == "vae" or (given.part == "all" and RECIPES[given.family].trains_autoencoder)
+    recipe = RECIPES[given.family]
+    several = given.part in ("vae", "image-encoder") or (given.part == "all" and recipe.trains_autoencoder)
     if given.steps and (given.open_ended or several):
         parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
-    if RECIPES[given.family].trains_autoencoder:
+    if given.part == "image-encoder" and not recipe.image_encoder:
+        parser.error(f"{given.family} has no image encoder to train")
+    if recipe.trains_autoencoder:
         if given.vae is not None:
             parser.error(f"{given.family} trains an autoencoder of its own; leave out --vae")
     elif given.part == "decoder":
@@ -98,6 +110,22 @@ def copy_autoencoder(trained: Path, folder: Path) -> None:
     part.rename(folder)
 
 
+def run_image_encoder(given: argparse.Namespace, preset: Preset) -> ImageEncoder:
+    """Return the image encoder of the checkpoint, trained now if it has none yet."""
+    folder = given.output / "image_encoder"
+    if not (folder / "config.json").exists():
+        stories = training_stories(given.scenes or preset.scenes)
+        encoder = train_image_encoder(references(given, preset, stories), stories, seed=given.seed, report=report)
+        save_image_encoder(encoder, folder)
+    return load_image_encoder(folder)
+
+
+def references(given: argparse.Namespace, preset: Preset, stories: list[Story]) -> NDArray[np.uint8]:
+    """Return the pictures of the things of ``stories``, rendered if they are not in the cache."""
+    seeds = [story.seed for story in stories]
+    return open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads(), kind=REFERENCES)
+
+
 def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> None:
     """Train or continue the transformer and the text encoder on latents of the trained autoencoder."""
     if not (given.output / "vae" / "config.json").exists():
@@ -105,10 +133,15 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     recipe = RECIPES[given.family]
     folder = given.output / "tokenizer"
     ready = (folder / "spiece.model").exists()
-    tokenizer = load_tokenizer(folder) if ready else train_tokenizer(folder, recipe.words())
+    tokenizer = (
+        load_tokenizer(folder) if ready else train_tokenizer(folder, recipe.words(), pictures=recipe.image_encoder)
+    )
     vae = load_autoencoder(given.output / "vae").eval().to(device)
     stories = training_stories(given.scenes or preset.scenes)
     _, latents = data(given, preset, vae, device, stories)
+    features = None
+    if recipe.image_encoder:
+        features = features_of(run_image_encoder(given, preset), references(given, preset, stories))
     torch.manual_seed(given.seed)
     model, average = (recipe.model(preset, tokenizer.get_piece_size()).to(device) for _ in range(2))
     state = given.output / ".train" / "transformer-state.pt"
@@ -121,7 +154,7 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     trainer = Trainer(model, average, state, schedule, recipe.matrix, threads)
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
     train(
-        trainer, recipe.maker(latents, stories, preset, given.seed + trainer.step),
+        trainer, recipe.maker(Encoded(stories, latents, features), preset, given.seed + trainer.step),
         recipe.loss_of(model, tokenizer, device, compiled=given.compile),
         Losses(given.output / "losses.csv", recipe.weights, trainer.step),
         minutes=given.minutes, report=report, output=given.output,
@@ -173,6 +206,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.part in ("vae", "all"):
         run_autoencoder(given, preset, device)
+    if given.part == "image-encoder":
+        run_image_encoder(given, preset)
     if given.part in ("transformer", "all"):
         run_transformer(given, preset, device)
     if given.part == "decoder" or (given.part == "all" and RECIPES[given.family].trains_autoencoder):
