@@ -12,7 +12,7 @@ from tqdm import tqdm
 from framert.runtime import backends, velocity
 from framert.runtime.arrays import Array, Floats
 from framert.runtime.backends.base import Backend
-from framert.runtime.backends.choice import choose
+from framert.runtime.backends.choice import choose, made_for
 from framert.runtime.bundle import Bundle
 from framert.runtime.cameras import Cameras
 from framert.runtime.checkpoints import bundle_of, is_checkpoint
@@ -34,7 +34,7 @@ OnStep = Callable[[StepInfo], None]
 def load(
     bundle: str | os.PathLike[str],
     *,
-    backend: str = "onnxruntime",
+    backend: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     impl: str | None = None,
@@ -48,9 +48,10 @@ def load(
         bundle: the folder that ``framert export`` wrote; or a checkpoint's folder, which is exported first, once, into
             ``$FRAMERT_CACHE`` or the user's cache (needs the extra "export").
         backend: "onnxruntime", "openvino" or "triton" (NVIDIA GPUs) for exported graphs, "tensorrt" for engines of
-            ``framert build``. A named backend is used or refused, never replaced by another; "auto" takes "tensorrt"
-            for engines, "openvino" in bfloat16 where this CPU has it and the bundle was found to keep its picture so,
-            else "onnxruntime". ``Pipeline.backend_reason`` says why.
+            ``framert build``. A named backend is used or refused, never replaced by another. None takes what the
+            bundle was made for: "tensorrt" for engines, else "onnxruntime". "auto" does too, but takes "openvino" in
+            bfloat16 for graphs where this CPU has it and the bundle was found to keep its picture so.
+            ``Pipeline.backend_reason`` says why.
         threads: threads inside an operator, of the backends for CPUs; None is one per physical core.
         precision: what the backend computes in where it has a choice ("openvino": "fp32" or "bf16"; "triton": "bf16",
             "fp16", "fp32", "int8" or "fp8"); None is its own.
@@ -68,7 +69,9 @@ def load(
     else:
         opened = Bundle.open(bundle, check_files=check_files)
     reason = "named by the caller"
-    if backend == "auto":
+    if backend is None:
+        backend, reason = made_for(opened)
+    elif backend == "auto":
         if precision is not None:
             raise ConfigError(f"precision is {precision!r} beside backend 'auto', which chooses it; name the backend")
         if provider is not None:

@@ -1,4 +1,4 @@
-"""What ``load(backend="auto")`` takes, and why: what a bundle is built for, or the fastest it was verified with."""
+"""What ``load`` takes by itself, and why: what a bundle is made for; with "auto" the fastest it was verified with."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +22,14 @@ class Choice:
     reason: str
 
 
+def made_for(bundle: Bundle) -> tuple[str, str]:
+    """Return the backend that a bundle was made for, and the reason in words; the simplest one for exported graphs."""
+    kind = bundle.manifest.target.get("kind", "")
+    if kind in ENGINES:
+        return "tensorrt", f"the bundle holds engines for {kind}"
+    return "onnxruntime", "the bundle holds graphs, and no other backend was named"
+
+
 def choose(bundle: Bundle) -> Choice:
     """Return the backend to run a bundle with here.
 
@@ -30,9 +38,9 @@ def choose(bundle: Bundle) -> Choice:
 
     Raises: BackendError if no CPU backend is installed.
     """
-    kind = bundle.manifest.target.get("kind", "")
-    if kind in ENGINES:
-        return Choice("tensorrt", None, f"the bundle holds engines for {kind}")
+    backend, reason = made_for(bundle)
+    if backend == "tensorrt":
+        return Choice(backend, None, reason)
     installed = [name for name in ("onnxruntime", "openvino") if find_spec(name) is not None]
     if not installed:
         raise BackendError("no CPU backend is installed; pip install 'framert[cpu]'")

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--together", type=int, default=8, metavar="N", help="requests packed together (default 8)")
     what.add_argument("--trace", metavar="SPEC", help=f"open-loop load: {FORM}".replace("%", "%%"))
     how = parser.add_argument_group("how to run it")
-    how.add_argument("--backend", default="onnxruntime", metavar="NAME", help="what runs it (default onnxruntime)")
+    how.add_argument("--backend", metavar="NAME", help="what runs it (default: onnxruntime, or tensorrt for engines)")
     how.add_argument(
         "--provider", metavar="NAME", help="what backend onnxruntime runs on: cpu (default), cuda or tensorrt"
     )

@@ -42,7 +42,7 @@ MAX_COUNT = 1000  # results of one call, all of which are held until they are wr
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = add_request_arguments(parser, "where to write: .png, .jpg or .webp (.json for cameras)")
     how.add_argument(
-        "--backend", default="onnxruntime", metavar="NAME", help="what runs it, or auto (default onnxruntime)"
+        "--backend", metavar="NAME", help="what runs it, or auto (default: onnxruntime, or tensorrt for engines)"
     )
     how.add_argument(
         "--provider", metavar="NAME", help="what backend onnxruntime runs on: cpu (default), cuda or tensorrt"

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +238,24 @@ def test_auto_does_not_take_what_was_never_compared(bundle, machine, verified):
     found = choice.choose(replace(bundle, manifest=replace(bundle.manifest, verified=verified)))
     assert (found.backend, found.precision) == ("onnxruntime", None)
     assert "--record" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt"), ("onnx", "onnxruntime")]
+)
+def test_without_a_name_the_backend_is_what_the_bundle_was_made_for(bundle, monkeypatch, kind, backend):
+    """Whatever is installed: what is missing is then said by that backend, never replaced."""
+    from framert.runtime import backends, pipeline
+
+    made = replace(bundle, manifest=replace(bundle.manifest, target={"kind": kind}))
+    asked = []
+    monkeypatch.setattr(pipeline.Bundle, "open", lambda *_, **__: made)
+    monkeypatch.setattr(backends, "create", lambda name, *_, **__: asked.append(name) or SimpleNamespace(name=name))
+    monkeypatch.setattr(pipeline, "Components", lambda *_: None)
+    monkeypatch.setattr(pipeline.Pipeline, "engine", lambda self: None)
+    assert pipeline.load(bundle.path).backend_name == backend
+    assert asked == [backend]
+    assert kind in pipeline.load(bundle.path).backend_reason or kind == "onnx"
 
 
 def test_auto_without_any_backend_is_refused(bundle, machine):
