@@ -41,9 +41,9 @@ def task_table(family: str, root: Path) -> str:
     return "\n".join(lines)
 
 
-def blocks_table(root: Path) -> str:
-    """Return those of the bundled model's scores that have a floor; nothing while there are none. The card has all."""
-    file = root / "models" / "blocks" / "scores.json"
+def blocks_table(model: str, root: Path) -> str:
+    """Return those of a bundled model's scores that have a floor; nothing while there are none. The card has all."""
+    file = root / "models" / model / "scores.json"
     return format_table(json.loads(file.read_text(encoding="utf-8")), floors_only=True) if file.exists() else ""
 
 
@@ -66,7 +66,8 @@ BLOCKS: Mapping[str, Callable[[Path], str]] = {
     "triton": triton_table,
     "tasks": partial(task_table, "onediffusion"),
     "univg-tasks": partial(task_table, "univg"),
-    "blocks": blocks_table,
+    "blocks": partial(blocks_table, "blocks"),
+    "blocks-univg": partial(blocks_table, "blocks-univg"),
 }
 
 

@@ -11,6 +11,7 @@ import argparse
 import html
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,34 +112,42 @@ def _camera_plot(made: framert.Cameras, truth: framert.Cameras, side: int = 192)
     return image
 
 
-def write_page(shown: list[Card], folder: Path, bundles: list[Path]) -> None:
-    """Write index.html and the pictures it shows."""
+def write_page(groups: Mapping[str, Sequence[Card]], folder: Path) -> None:
+    """Write index.html and the pictures it shows: cards under the names of their bundles."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    blocks, names = [], " and ".join(bundle.name for bundle in bundles)
-    for number, card in enumerate(shown):
-        figures = []
-        for place, picture in enumerate(card.pictures):
-            name = f"{number:02}-{card.task}-{place}.png"
-            picture.image.save(images / name)
-            figures.append(f'<figure><img src="images/{name}"><figcaption>{picture.label}</figcaption></figure>')
-        blocks.append(
-            f"<section{' class=wrong' if card.wrong else ''}><h2>{card.task} "
-            f"<small>{card.wrong or f'{card.seconds:.1f} s'}</small></h2>"
-            f"<p>{html.escape(card.prompt)}</p>{''.join(figures)}</section>"
-        )
+    blocks, seconds = [], 0.0
+    for name, cards in groups.items():
+        seconds += sum(card.seconds for card in cards)
+        blocks.append(f"<h2 class=bundle>{html.escape(name)}</h2>")
+        stem = Path(name).stem
+        blocks += [_section(card, f"{stem}-{number:02}-{card.task}", images) for number, card in enumerate(cards)]
     page = (
         "<!doctype html><meta charset=utf-8><title>framert: every task</title><style>"
         "body{font:15px/1.4 system-ui,sans-serif;margin:2em;background:#fafafa;color:#222}"
         "section{display:inline-block;vertical-align:top;background:#fff;border:1px solid #ddd;border-radius:8px;"
         "padding:.6em 1em;margin:.4em}.wrong{border-color:#c22}.wrong small{color:#c22}"
-        "h2{font-size:1.05em;margin:.2em 0}small{color:#888;font-weight:normal}"
+        "h2{font-size:1.05em;margin:.2em 0}.bundle{font-size:1.3em;margin:1.2em .3em .3em}"
+        "small{color:#888;font-weight:normal}"
         "p{margin:.2em 0 .6em;max-width:36em;color:#555}figure{display:inline-block;margin:0 .4em 0 0}"
         "img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px}figcaption{color:#888}</style>"
-        f"<h1>Every task of {html.escape(names)}</h1><p>Held-out scenes, nothing picked: given, made, truth. "
-        f"framert {framert.__version__}, {sum(card.seconds for card in shown):.0f} s in all.</p>{''.join(blocks)}"
+        f"<h1>Every task of {html.escape(' and '.join(groups))}</h1><p>Held-out scenes, nothing picked: given, made, "
+        f"truth. framert {framert.__version__}, {seconds:.0f} s in all.</p>{''.join(blocks)}"
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def _section(card: Card, stem: str, images: Path) -> str:
+    figures = []
+    for place, picture in enumerate(card.pictures):
+        name = f"{stem}-{place}.png"
+        picture.image.save(images / name)
+        figures.append(f'<figure><img src="images/{name}"><figcaption>{picture.label}</figcaption></figure>')
+    note = card.wrong or f"{card.seconds:.1f} s"
+    return (
+        f"<section{' class=wrong' if card.wrong else ''}><h2>{card.task} <small>{note}</small></h2>"
+        f"<p>{html.escape(card.prompt)}</p>{''.join(figures)}</section>"
+    )
 
 
 def write_inputs(frames: SceneFrames, folder: Path) -> None:
@@ -160,6 +169,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--failures", type=int, default=0, help="scenes per task in which a failure is looked for")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args()
+    if len({each.resolve().name for each in given.bundle}) < len(given.bundle):
+        parser.error("two bundles have the same name; rename one, for the page shows them by it")
     if given.scenes < 1:
         parser.error(f"--scenes is {given.scenes}; give at least 1")
     if given.failures < 0:
@@ -173,15 +184,17 @@ def main() -> int:
         scenes=given.scenes, steps=given.steps, seed=given.seed, solver=given.solver, failures=given.failures
     )
     try:
-        shown = [card for each in given.bundle for card in cards(framert.load(each, threads=given.threads), options)]
+        groups = {
+            each.resolve().name: cards(framert.load(each, threads=given.threads), options) for each in given.bundle
+        }
     except framert.FramertError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     assert "torch" not in sys.modules, "running a bundle must not import torch"
     given.output.mkdir(parents=True, exist_ok=True)
-    write_page(shown, given.output, given.bundle)
+    write_page(groups, given.output)
     write_inputs(scene_frames(FIRST_SCENE), given.output / "inputs")
-    contact_sheet(shown).save(given.output / "gallery.png")
+    contact_sheet(groups).save(given.output / "gallery.png")
     print(f"{given.output / 'index.html'}\n{given.output / 'gallery.png'}")
     return 0
 

@@ -1,5 +1,6 @@
-"""A contact sheet: cards of labelled pictures, laid out in rows like words on a page."""
+"""A contact sheet: cards of labelled pictures, laid out in rows like words on a page, each group under its name."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +10,7 @@ GAP = 8
 WIDTH = 1400
 LINE = 16
 HEAD = 3 * LINE + GAP  # title and two lines of prompt
+TITLE = 22  # of a group, in pixels
 INK, GREY, LINE_COLOUR, WRONG = "#222222", "#777777", "#dddddd", "#c22222"
 
 
@@ -38,17 +40,25 @@ class Card:
 HEIGHT = HEAD + PICTURE + LINE + 2 * GAP
 
 
-def contact_sheet(cards: list[Card]) -> Image.Image:
-    """Return all cards on one picture of WIDTH pixels."""
-    places: list[tuple[int, int]] = []
-    x = y = GAP
-    for card in cards:
-        if x + card.width + GAP > WIDTH:
-            x, y = GAP, y + HEIGHT + GAP
-        places.append((x, y))
-        x += card.width + GAP
-    sheet = Image.new("RGB", (WIDTH, y + HEIGHT + GAP), "#fafafa")
-    for card, place in zip(cards, places, strict=True):
+def contact_sheet(groups: Mapping[str, Sequence[Card]]) -> Image.Image:
+    """Return all cards on one picture of WIDTH pixels, each group under its name."""
+    titles: list[tuple[int, str]] = []
+    placed: list[tuple[tuple[int, int], Card]] = []
+    bottom = 0
+    for name, cards in groups.items():
+        titles.append((bottom + GAP, name))
+        x, y = GAP, bottom + 2 * GAP + TITLE
+        for card in cards:
+            if x + card.width + GAP > WIDTH:
+                x, y = GAP, y + HEIGHT + GAP
+            placed.append(((x, y), card))
+            x += card.width + GAP
+        bottom = y + HEIGHT
+    sheet = Image.new("RGB", (WIDTH, bottom + GAP), "#fafafa")
+    draw, large = ImageDraw.Draw(sheet), ImageFont.load_default(18)
+    for top, name in titles:
+        draw.text((GAP, top), name, fill=INK, font=large)
+    for place, card in placed:
         sheet.paste(draw_card(card), place)
     return sheet
 

@@ -21,6 +21,7 @@ import channel_transformer  # noqa: E402
 import evaluate  # noqa: E402
 import gallery  # noqa: E402
 import image_encoder  # noqa: E402
+import sheet  # noqa: E402
 import train  # noqa: E402
 import wordpieces  # noqa: E402
 from channel_batches import ChannelBatchMaker  # noqa: E402
@@ -149,6 +150,14 @@ def test_the_checkpoint_exports_runs_and_is_evaluated(trained, tmp_path, monkeyp
     assert [card.task for card in cards] == list(channel_cases.TASKS)
     sizes = {shown.image.size for card in cards for shown in card.pictures if shown.label == "made"}
     assert sizes == {(SIDE, SIDE)}
+    groups = {"one.bundle": cards, "other.bundle": cards[:3]}
+    gallery.write_page(groups, tmp_path)
+    page, images = (tmp_path / "index.html").read_text(), set((tmp_path / "images").iterdir())
+    assert all(f"images/{image.name}" in page for image in images)
+    assert len(images) == sum(len(card.pictures) for shown in groups.values() for card in shown)
+    assert page.count("<h2 class=bundle>") == 2
+    one, both = (sheet.contact_sheet(each).height for each in ({"one.bundle": cards}, groups))
+    assert both > one
     labels = {card.task: [shown.label for shown in card.pictures] for card in cards}
     assert labels["layout_to_image"] == labels["segment"] == ["given", "made", "truth"]
     assert labels["text_to_image"] == ["made"]
