@@ -9,7 +9,6 @@ from weakref import WeakSet
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends import openvino_attention, openvino_rotary, openvino_runs
-from framert.runtime.backends.base import check_family
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, give_back_memory
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
@@ -41,7 +40,6 @@ class OpenVinoBackend:
         openvino = import_openvino()
         check_threads(threads)
         check_kind(bundle, self.name)
-        check_family(bundle, self.name, ("onediffusion",))
         stored = bundle.manifest.graphs["denoiser"].precision
         if stored in ("float16", "bfloat16"):
             raise BackendError(
@@ -131,8 +129,6 @@ class OpenVinoDenoiser(HostArenas):
     def __init__(self, backend: OpenVinoBackend, bundle: Bundle) -> None:
         super().__init__(bundle.manifest)
         self._backend = backend
-        # text tokens that are part of the call make the sequences of one request differ in length
-        self._uneven = "text_source" in bundle.manifest.graphs["denoiser"].inputs
         self._runs: list[openvino_runs.Run] = []
         self.request: Any = None
 
@@ -144,7 +140,7 @@ class OpenVinoDenoiser(HostArenas):
         return tokens  # every count is dynamic, so nothing is padded
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
-        self._runs = [openvino_runs.whole(tables)] if self._uneven else openvino_runs.split(tables)
+        self._runs = openvino_runs.split(tables)
         self.take(latents, history)
 
     def step(self, row: Ints, update: Floats) -> None:

@@ -181,12 +181,29 @@ def test_attention_matches_the_reference(lengths, texts, heads, kv_heads, width,
 
 @pytest.mark.parametrize("softcap", [0.0, 30.0])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-@pytest.mark.parametrize("lengths", [(7,), (5, 5), (1, 17, 3)], ids=str)
-def test_attention_without_a_text_apart_takes_any_lengths(lengths, heads, kv_heads, softcap):
+@pytest.mark.parametrize(
+    ("lengths", "keys"),
+    [((7,), (7,)), ((5, 5), (5, 5)), ((1, 17, 3), (1, 17, 3)), ((4, 4, 1), (4, 9, 2)), ((2, 0, 3), (2, 0, 3))],
+    ids=str,
+)
+def test_attention_without_a_text_apart_takes_any_lengths(lengths, keys, heads, kv_heads, softcap):
     generator = np.random.default_rng(0)
-    draw = lambda heads: generator.standard_normal((sum(lengths), heads, 8)).astype(np.float32)  # noqa: E731
-    arrays = [4 * draw(heads), 4 * draw(kv_heads), draw(kv_heads), ranges(lengths), ranges(lengths)]
-    check_attention(arrays, {"softcap": softcap, "scale": 8**-0.5})
+    draw = lambda count, heads: generator.standard_normal((count, heads, 8)).astype(np.float32)  # noqa: E731
+    arrays = [4 * draw(sum(lengths), heads), 4 * draw(sum(keys), kv_heads), draw(sum(keys), kv_heads)]
+    check_attention([*arrays, ranges(lengths), ranges(keys)], {"softcap": softcap, "scale": 8**-0.5})
+
+
+def test_what_is_not_a_sequence_s_own_has_no_weight():
+    """Bit for bit: whatever the others hold, and however much longer they are."""
+    generator = np.random.default_rng(0)
+    arrays = [generator.standard_normal((21, 2, 8)).astype(np.float32) for _ in range(3)]
+    options = {"softcap": 0.0, "scale": 1.0}
+    first = run_converted(openvino_attention._convert, [*arrays, ranges((4, 17)), ranges((4, 17))], **options)
+    for array in arrays:
+        array[4:] = 1e3 * generator.standard_normal(array[4:].shape)
+    again = run_converted(openvino_attention._convert, [*arrays, ranges((4, 17)), ranges((4, 17))], **options)
+    np.testing.assert_array_equal(again[:4], first[:4])
+    assert not np.array_equal(again[4:], first[4:])
 
 
 @pytest.mark.parametrize(("heads", "width"), [(1, 6), (3, 8)])
@@ -203,9 +220,35 @@ def test_rotation_matches_the_formula(heads, width):
     assert np.abs(got - exact).max() <= 4 * 2**-24 * np.abs(x).max() * 2
 
 
-def member(frames, side, text, *, branches=2, weight=0.5):
-    rows = tuple(tables_module.BranchRows(7 * index, text + index, frames * index, weight) for index in range(branches))
-    return SimpleNamespace(frames=frames, height=side, width=side, branches=rows)
+def member(frames, side, text, *, branches=2, weight=0.5, picture=False):
+    rows = tuple(
+        tables_module.BranchRows(7 * index, text + index, frames * index, weight, picture=picture and not index)
+        for index in range(branches)
+    )
+    shown = np.full((frames * side * side, 3), text, np.float32)
+    return SimpleNamespace(frames=frames, height=side, width=side, branches=rows, conditions=shown)
+
+
+CARRIED = tables_module.Layout(blank=np.ones(3, np.float32), carries_text=True, centred_in=16)
+
+
+def check_runs(made, expected, layout=tables_module.DEFAULT_LAYOUT):
+    packed = tables_module.build(made, guidance_branches=4, layout=layout)
+    runs = openvino_runs.split(packed)
+    assert len(runs) == len(expected)
+    slots = frames = 0
+    for run, indices in zip(runs, expected, strict=True):
+        alone = tables_module.build([made[index] for index in indices], guidance_branches=4, layout=layout)
+        assert run.tables.keys() == alone.arrays().keys()
+        for name, array in alone.arrays().items():
+            np.testing.assert_array_equal(run.tables[name], array, err_msg=name)
+            assert run.tables[name].dtype == array.dtype
+            assert run.tables[name].flags.c_contiguous
+        assert (run.slots, run.frames) == (
+            slice(slots, slots + alone.slots), slice(frames, frames + alone.frames)
+        )  # fmt: skip
+        slots, frames = slots + alone.slots, frames + alone.frames
+    assert (slots, frames) == (packed.slots, packed.frames)
 
 
 @pytest.mark.parametrize(
@@ -219,23 +262,23 @@ def member(frames, side, text, *, branches=2, weight=0.5):
     ids=["one", "equal neighbours", "apart", "equal in tokens"],
 )
 def test_a_run_has_the_tables_that_its_members_have_alone(members, expected):
-    made = [member(*shape, branches=1 + index % 3) for index, shape in enumerate(members)]
-    packed = tables_module.build(made, guidance_branches=4)
-    runs = openvino_runs.split(packed)
-    assert len(runs) == len(expected)
-    slots = frames = 0
-    for run, indices in zip(runs, expected, strict=True):
-        alone = tables_module.build([made[index] for index in indices], guidance_branches=4)
-        assert run.tables.keys() == alone.arrays().keys()
-        for name, array in alone.arrays().items():
-            np.testing.assert_array_equal(run.tables[name], array, err_msg=name)
-            assert run.tables[name].dtype == array.dtype
-            assert run.tables[name].flags.c_contiguous
-        assert (run.slots, run.frames) == (
-            slice(slots, slots + alone.slots), slice(frames, frames + alone.frames)
-        )  # fmt: skip
-        slots, frames = slots + alone.slots, frames + alone.frames
-    assert (slots, frames) == (packed.slots, packed.frames)
+    check_runs([member(*shape, branches=1 + index % 3) for index, shape in enumerate(members)], expected)
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([(4, 3, 2, True)], [(0,)]),
+        ([(4, 3, 2, True), (4, 3, 2, False), (4, 3, 2, True)], [(0, 1, 2)]),
+        # a request's longest text counts, whichever branch has it
+        ([(4, 3, 2, True), (4, 4, 1, True), (4, 3, 3, True), (4, 9, 2, False)], [(0, 1), (2,), (3,)]),
+        ([(2, 0, 1, False), (4, 0, 1, True), (2, 0, 1, True), (2, 0, 1, True)], [(0,), (1,), (2, 3)]),
+    ],
+    ids=["one", "equal neighbours", "texts", "empty texts"],
+)
+def test_a_run_that_carries_its_text_has_the_tables_that_its_members_have_alone(members, expected):
+    made = [member(1, side, text, branches=count, picture=shown) for side, text, count, shown in members]
+    check_runs(made, expected, CARRIED)
 
 
 def test_padding_is_no_run():
