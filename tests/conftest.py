@@ -53,6 +53,29 @@ def two_stream_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return make
 
 
+@pytest.fixture(scope="session")
+def sd3_bundle(two_stream_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of Stable Diffusion 3 with all three text encoders. Read it, never change it."""
+    from framert.export.pipeline import export
+
+    made = two_stream_checkpoint("clip", "clip_2", "t5", num_layers=2)
+    return export(made, tmp_path_factory.mktemp("bundles") / "sd3.bundle", native_side=64, progress=False)
+
+
+@pytest.fixture(scope="session")
+def univg_bundle(two_stream_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of UniVG: T5 alone, an image encoder whose features replace ``<p>``, 33 channels. Never change it."""
+    from framert.export.pipeline import export
+    from framert.runtime.tokenizer import PLACEHOLDER
+
+    folder = tmp_path_factory.mktemp("univg")
+    made = two_stream_checkpoint("t5 alone", "image", in_channels=33, qk_norm="rms_norm", num_layers=2)
+    shutil.copytree(made, folder / "checkpoint")
+    for file in (folder / "checkpoint" / "tokenizer").glob("*.json"):
+        file.write_text(file.read_text().replace("<extra_id_0>", PLACEHOLDER))
+    return export(folder / "checkpoint", folder / "univg.bundle", native_side=64, progress=False)
+
+
 def _two_streams(folder: Path, encoders: tuple[str, ...], transformer: dict[str, Any]) -> Path:
     import diffusers
     import torch
