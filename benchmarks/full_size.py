@@ -13,8 +13,10 @@ from torch import Tensor
 from framert.kernels.quantize_rows.api import quantize_rows
 from framert.runtime import tables
 from framert.runtime.backends.triton.denoiser import TritonDenoiser
+from framert.runtime.backends.triton.forward import FrameModel
+from framert.runtime.backends.triton.products import COMPUTE, Precision, Projection
 from framert.runtime.backends.triton.settings import Settings
-from framert.runtime.backends.triton.weights import COMPUTE, Layer, Precision, Projection, StepWeights
+from framert.runtime.backends.triton.weights import Layer, StepWeights
 from framert.runtime.manifest import ModelSpec
 
 PUBLISHED = {
@@ -150,7 +152,8 @@ class Framert:
         *,
         reuse: bool = False,
     ) -> None:
-        self.denoiser = TritonDenoiser(weights, model_spec(config), BRANCHES, settings)
+        spec = model_spec(config)
+        self.denoiser = TritonDenoiser(FrameModel(weights, spec, settings), spec.token_width, BRANCHES, settings)
         total = sum(member.frames for member in members)
         self.denoiser.reserve(text=2 * TEXT * len(members), rows=2 * total)
         placed, row, cache = [], 0, 0

@@ -23,11 +23,12 @@ def ledger(bench: Bench, name: str, framert: Framert) -> None:
     framert()  # makes the tables' place
     bench.wait()
     denoiser: Any = framert.denoiser
-    step, weights, arenas = denoiser._current(), denoiser._weights, denoiser._arenas
+    step, weights, arenas = denoiser._current(), denoiser._model.weights, denoiser._arenas
+    text_k, text_v = arenas.text
     tables, layer, impl = step.tables, weights.layers[0], bench.impl
     tokens, depth = len(tables.source), len(weights.layers)
     hidden, dtype, low = weights.embed.shape[0], weights.dtype, weights.dtype.itemsize
-    heads, (kv_heads, head_dim) = len(layer.gate), arenas.text_k.shape[2:]
+    heads, (kv_heads, head_dim) = len(layer.gate), text_k.shape[2:]
     multiplier, row, frame = arenas.modulation[:, 0], tables.row, tables.frame
     residual = torch.randn(tokens, hidden, device=bench.device).to(step._settings.residual)
     wide = residual.element_size()
@@ -57,7 +58,7 @@ def ledger(bench: Bench, name: str, framert: Framert) -> None:
         "w2": (lambda: layer.w2(inner), depth, *product(ffn, hidden)),
         "frame_attention": (
             lambda: frame_attention(
-                *parts, tables.q_range, tables.kv_range, arenas.text_k[0], arenas.text_v[0], tables.text_range,
+                *parts, tables.q_range, tables.kv_range, text_k[0], text_v[0], tables.text_range,
                 layer.gate, softcap=weights.softcap, scale=weights.scale, impl=impl,
             ),
             depth, 4.0 * (pairs + words) * heads * head_dim, low * tokens * 2 * (heads + kv_heads) * head_dim,

@@ -61,3 +61,15 @@ def check_quantize(kernel: str, quantize: str | None, tensor: Tensor) -> None:
             f"{kernel}: quantize='fp8' needs compute capability 8.9 or newer, "
             f"{torch.cuda.get_device_name(tensor.device)} has no float8; use quantize='int8'"
         )
+
+
+def check_beside(kernel: str, name: str, tensor: Tensor | None, other: str, beside: Tensor) -> None:
+    """Raise ShapeError unless ``tensor``, if there is one, is another column of the arena that ``beside`` is one of."""
+    if tensor is None:
+        return
+    check(kernel, name, tensor, tuple(beside.shape), (beside.dtype,), contiguous_from=1, device=beside.device)
+    if tensor.shape[0] > 1 and tensor.stride(0) != beside.stride(0):
+        raise ShapeError(
+            f"{kernel}: rows of {name} are {tensor.stride(0)} values apart and those of {other} {beside.stride(0)}; "
+            "give two columns of one arena"
+        )

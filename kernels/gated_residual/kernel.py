@@ -29,6 +29,7 @@ def _gated_residual_kernel(
     y_ptr,  # (tokens, WIDTH)
     multiplier_ptr,  # (rows, WIDTH), multiplier_stride apart
     next_multiplier_ptr,  # (rows, WIDTH), next_stride apart, or None
+    next_shift_ptr,  # (rows, WIDTH), next_stride apart, or None
     row_ptr,  # (frames,) int32
     frame_ptr,  # (tokens,) int32
     tokens,
@@ -53,7 +54,10 @@ def _gated_residual_kernel(
     x = tl.load(x_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     y = tl.load(y_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
     gate = multipliers(multiplier_ptr, multiplier_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
-    new = (x + y * gate * inverse_norm(y, EPS, WIDTH)[:, None]).to(new_ptr.dtype.element_ty)
+    branch = y * gate
+    if EPS is not None:
+        branch = branch * inverse_norm(y, EPS, WIDTH)[:, None]
+    new = (x + branch).to(new_ptr.dtype.element_ty)
     tl.store(new_ptr + offset, new, mask=mask)
     if modulated_ptr is not None:
         # of the rounded sum, which is what a later layer reads
@@ -62,11 +66,22 @@ def _gated_residual_kernel(
         if NEXT_CENTER:
             new = centered(new, mask, WIDTH)
         factor = inverse_norm(new, NEXT_EPS, WIDTH)
-        store_rows(new * scale, factor, mask, modulated_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
+        modulated = new * scale
+        if next_shift_ptr is not None:
+            shift = multipliers(next_shift_ptr, next_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
+            modulated = modulated * factor[:, None] + shift
+            factor = tl.full((ROWS,), 1.0, tl.float32)
+        store_rows(modulated, factor, mask, modulated_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
 
 
 def _constants(
-    width: int, itemsize: int, *, eps: float, next_eps: float, next_center: bool, quantize: Kind | None
+    width: int,
+    itemsize: int,
+    *,
+    eps: float | None,
+    next_eps: float | None,
+    next_center: bool,
+    quantize: Kind | None,
 ) -> tuple[dict[str, Any], int]:
     """Return the constexpr arguments and the number of warps: one choice for both ways to compile."""
     rows, block, warps = row_tile("gated_residual", width, itemsize)
@@ -92,10 +107,11 @@ def launch(
     modulated: Tensor | None,
     scale: Tensor | None,
     *,
-    eps: float,
-    next_eps: float,
+    eps: float | None,
+    next_eps: float | None,
     next_center: bool,
     quantize: Kind | None,
+    next_shift: Tensor | None = None,
 ) -> None:
     """Launch on checked arguments; writes all of ``new`` and of what else is given of the three results."""
     tokens, width = x.shape
@@ -110,7 +126,7 @@ def launch(
     next_stride = multiplier.stride(0) if next_multiplier is None else next_multiplier.stride(0)
     if x.numel():
         _gated_residual_kernel[(triton.cdiv(tokens, constants["ROWS"]),)](
-            x, y, multiplier, next_multiplier, row, frame, tokens, multiplier.stride(0), next_stride,
+            x, y, multiplier, next_multiplier, next_shift, row, frame, tokens, multiplier.stride(0), next_stride,
             new, modulated, scale, **constants, **options(warps),
         )  # fmt: skip
 

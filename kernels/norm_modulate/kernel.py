@@ -27,6 +27,7 @@ from framert.kernels.specialization import ModelShape, Specialization
 def _norm_modulate_kernel(
     x_ptr,  # (tokens, WIDTH)
     multiplier_ptr,  # (rows, WIDTH), multiplier_stride apart
+    shift_ptr,  # (rows, WIDTH), as far apart, or None
     row_ptr,  # (frames,) int32
     frame_ptr,  # (tokens,) int32
     tokens,
@@ -50,7 +51,12 @@ def _norm_modulate_kernel(
     if CENTER:
         x = centered(x, mask, WIDTH)
     factor = inverse_norm(x, EPS, WIDTH)
-    store_rows(x * multiplier, factor, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
+    y = x * multiplier
+    if shift_ptr is not None:
+        shift = multipliers(shift_ptr, multiplier_stride, row_ptr, frame_ptr, token, token_mask, column, mask)
+        y = y * factor[:, None] + shift
+        factor = tl.full((ROWS,), 1.0, tl.float32)
+    store_rows(y, factor, mask, y_ptr, offset, scale_ptr, token, token_mask, QUANTIZE)
 
 
 def _constants(
@@ -73,6 +79,7 @@ def launch(
     eps: float,
     center: bool,
     quantize: Kind | None,
+    shift: Tensor | None = None,
 ) -> None:
     """Launch on checked arguments; writes all of ``y`` and, with ``quantize``, of ``scale``."""
     tokens, width = x.shape
@@ -81,6 +88,7 @@ def launch(
         _norm_modulate_kernel[(triton.cdiv(tokens, constants["ROWS"]),)](
             x,
             multiplier,
+            shift,
             row,
             frame,
             tokens,

@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 import framert  # noqa: E402
 from framert.runtime.backends.triton import denoiser as denoiser_module  # noqa: E402
 from framert.runtime.backends.triton import forward  # noqa: E402
+from framert.runtime.backends.triton import model as model_module  # noqa: E402
 from framert.runtime.backends.triton.backend import TritonBackend  # noqa: E402
 from framert.runtime.bundle import Bundle  # noqa: E402
 from framert.runtime.components import Components  # noqa: E402
@@ -58,7 +59,8 @@ def shallow(golden_bundle, depth, impl, precision):
     bundle = Bundle.open(golden_bundle)
     backend = TritonBackend(bundle, impl=impl, precision=precision)
     backend.denoiser()
-    backend._weights = replace(backend._weights, layers=backend._weights.layers[:depth])
+    model = backend._model
+    model.weights = replace(model.weights, layers=model.weights.layers[:depth])
     return Engine(bundle, backend, Components(bundle, backend), EngineConfig())
 
 
@@ -222,7 +224,7 @@ def test_the_bucket_alone_sets_the_tile_of_attention(loaded, monkeypatch):
         return own(*args, **options)
 
     monkeypatch.setattr(forward, "frame_attention", recorded)
-    monkeypatch.setattr(forward, "SHORT", 128)
+    monkeypatch.setattr(model_module, "SHORT", 128)
     loaded("fp32").engine().warm_up([64, 128, 129])
     assert set(seen) == {(64, 64), (128, 64), (192, None)}
 

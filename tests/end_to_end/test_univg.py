@@ -39,18 +39,12 @@ def tasks_of(bundle):
 
 
 @pytest.fixture(scope="module")
-def plain(two_stream_checkpoint):
-    """A Stable Diffusion 3 checkpoint with all three text encoders."""
-    return two_stream_checkpoint("clip", "clip_2", "t5", num_layers=2)
-
-
-@pytest.fixture(scope="module")
 def pipe(univg_bundle):
     return framert.load(univg_bundle, threads=1)
 
 
 @pytest.fixture(scope="module")
-def published(plain):
+def published(sd3_checkpoint):
     """diffusers' own pipeline on the same checkpoint."""
     parts = {"transformer": diffusers.SD3Transformer2DModel, "vae": diffusers.AutoencoderKL,
              "scheduler": diffusers.FlowMatchEulerDiscreteScheduler,
@@ -58,7 +52,7 @@ def published(plain):
              "text_encoder_2": transformers.CLIPTextModelWithProjection, "tokenizer_2": transformers.CLIPTokenizer,
              "text_encoder_3": transformers.T5EncoderModel, "tokenizer_3": transformers.T5Tokenizer}  # fmt: skip
     made = diffusers.StableDiffusion3Pipeline(
-        **{name: kind.from_pretrained(plain / name) for name, kind in parts.items()}
+        **{name: kind.from_pretrained(sd3_checkpoint / name) for name, kind in parts.items()}
     )
     made.set_progress_bar_config(disable=True)
     return made

@@ -8,12 +8,13 @@ import torch
 
 from framert.runtime.arrays import Array
 from framert.runtime.backends.base import check_family
-from framert.runtime.backends.triton import settings, weights
+from framert.runtime.backends.triton import settings
 from framert.runtime.backends.triton.denoiser import TritonDenoiser
 from framert.runtime.backends.triton.executor import Executor
 from framert.runtime.backends.triton.failures import as_backend_error
+from framert.runtime.backends.triton.families import FAMILIES, read_model
 from framert.runtime.backends.triton.graph_file import GraphFile
-from framert.runtime.backends.triton.weights import StepWeights
+from framert.runtime.backends.triton.model import Model
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 
@@ -33,7 +34,7 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self, bundle: Bundle, *, impl: str | None = None, precision: str | None = None) -> None:
-        check_family(bundle, self.name, ("onediffusion",))
+        check_family(bundle, self.name, FAMILIES)
         self._settings = settings.choose(impl, precision)
         kind = bundle.manifest.target.get("kind")
         if kind != "onnx":
@@ -47,7 +48,7 @@ class TritonBackend:
         self.precision: str = self._settings.precision
         self._bundle = bundle
         self._executors: dict[str, Executor] = {}
-        self._weights: StepWeights | None = None
+        self._model: Model | None = None
         self._loading = threading.Lock()
 
     def executor(self, graph: str) -> Executor:
@@ -70,8 +71,7 @@ class TritonBackend:
     def denoiser(self) -> TritonDenoiser:
         manifest = self._bundle.manifest
         with self._loading, as_backend_error("loading the denoiser"):
-            if self._weights is None:
+            if self._model is None:
                 file = GraphFile(self._bundle.graph_path("denoiser"))
-                chosen = self._settings
-                self._weights = weights.read(file, manifest.model.depth, chosen.precision, chosen.device, chosen.impl)
-        return TritonDenoiser(self._weights, manifest.model, manifest.guidance_branches, self._settings)
+                self._model = read_model(file, manifest.model, self._settings)
+        return TritonDenoiser(self._model, manifest.model.token_width, manifest.guidance_branches, self._settings)

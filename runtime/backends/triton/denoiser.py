@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from framert.runtime.arrays import Floats, Ints
-from framert.runtime.backends.buckets import capacity, token_bucket
+from framert.runtime.backends.buckets import capacity, text_bucket, token_bucket
 from framert.runtime.backends.triton.captures import Captures
 from framert.runtime.backends.triton.failures import as_backend_error
-from framert.runtime.backends.triton.forward import Arenas
+from framert.runtime.backends.triton.model import Arenas, Model
 from framert.runtime.backends.triton.settings import Settings
 from framert.runtime.backends.triton.staging import Staging
 from framert.runtime.backends.triton.step import SlotState, Step, StepKey
-from framert.runtime.backends.triton.weights import StepWeights
-from framert.runtime.manifest import ModelSpec
 from framert.runtime.tables import Tables
 
 LEAST_SEQUENCES = 16  # of a step; packs of more get four or sixteen times as many. Each empty one costs some programs
@@ -28,25 +26,16 @@ class TritonDenoiser:
     """Runs packs in steps of fixed sizes, see ``StepKey``; the least recently used ones are forgotten.
 
     Args:
-        weights: of the step, shared by all denoisers of a backend. model: sizes.
+        model: the family's step, shared by all denoisers of a backend. token_width: values of a latent token.
         guidance_branches: width of the guidance tables. settings: device, dtypes and implementation.
     """
 
-    def __init__(self, weights: StepWeights, model: ModelSpec, guidance_branches: int, settings: Settings) -> None:
-        self._weights = weights
+    def __init__(self, model: Model, token_width: int, guidance_branches: int, settings: Settings) -> None:
+        self._model = model
         self._settings = settings
         self._branches = guidance_branches
-        self._width = model.token_width
-        empty = torch.zeros(model.depth, 0, model.kv_heads, model.head_dim, dtype=weights.dtype, device=settings.device)
-        self._arenas = Arenas(
-            text_k=empty,
-            text_v=empty,
-            modulation=torch.zeros(
-                0, 4 * model.depth + 1, model.hidden_size, dtype=settings.modulation, device=settings.device
-            ),
-            cache_k=empty,
-            cache_v=empty,
-        )
+        self._width = token_width
+        self._arenas = model.empty()
         self.cache_rows = 0
         self._steps: OrderedDict[StepKey, Step] = OrderedDict()
         self._states: dict[int, SlotState] = {}
@@ -61,8 +50,7 @@ class TritonDenoiser:
             self._take(
                 replace(
                     old,
-                    text_k=_grown(old.text_k, text, 1),
-                    text_v=_grown(old.text_v, text, 1),
+                    text=tuple(_grown(part, text, self._model.text_axis) for part in old.text),
                     modulation=_grown(old.modulation, rows, 0),
                 )
             )
@@ -73,10 +61,10 @@ class TritonDenoiser:
         self.cache_rows = max(self.cache_rows, rows)
 
     def write_text(self, begin: int, *parts: Tensor) -> None:
-        text_k, text_v = parts
         with as_backend_error("writing a prompt"):
-            self._arenas.text_k[:, begin : begin + text_k.shape[1]] = text_k
-            self._arenas.text_v[:, begin : begin + text_v.shape[1]] = text_v
+            for arena, part in zip(self._arenas.text, parts, strict=True):
+                axis = self._model.text_axis
+                arena.narrow(axis, begin, part.shape[axis]).copy_(part)
 
     def write_modulation(self, begin: int, modulation: Tensor) -> None:
         with as_backend_error("writing a prompt"):
@@ -139,12 +127,14 @@ class TritonDenoiser:
             sequences=capacity(len(tables.q_range), LEAST_SEQUENCES),
             frames=capacity(tables.frames, LEAST_FRAMES),
             cached=tables.kv_index is not None,
+            words=None if tables.text_source is None else text_bucket(len(tables.text_source)),
+            shown=0 if tables.conditions is None else tables.conditions.shape[1],
         )
         if key.cached:
             self._grow_cache(self.cache_rows + key.tokens)  # the tail serves requests that do not reuse
         if key not in self._steps:
             self._steps[key] = Step(
-                key, self._weights, self._arenas, state, self._settings, self._branches, self._captures
+                key, self._model, self._arenas, state, self._settings, self._branches, self._captures
             )
         self._steps.move_to_end(key)
         if len(self._steps) > MAX_STEPS:
@@ -157,12 +147,12 @@ class TritonDenoiser:
 
     def _grow_cache(self, rows: int) -> None:
         old = self._arenas
-        self._take(replace(old, cache_k=_grown(old.cache_k, rows, 1), cache_v=_grown(old.cache_v, rows, 1)))
+        self._take(replace(old, cache=tuple(_grown(part, rows, self._model.text_axis) for part in old.cache)))
 
     def _take(self, arenas: Arenas) -> None:
         """Use these arenas. Steps hold the addresses of those they were made with."""
-        names = ("text_k", "text_v", "modulation", "cache_k", "cache_v")
-        if any(getattr(arenas, name) is not getattr(self._arenas, name) for name in names):
+        now, before = ((*each.text, each.modulation, *each.cache) for each in (arenas, self._arenas))
+        if any(one is not other for one, other in zip(now, before, strict=True)):
             self._steps.clear()
         self._arenas = arenas
 

@@ -58,6 +58,38 @@ def _gather(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(axis, index.reshape(-1)).reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
 
 
+def _gather_nd(attributes: Attributes, x: Tensor, index: Tensor) -> Tensor:
+    if attributes.get("batch_dims", 0):
+        raise BackendError(f"backend 'triton' has no GatherND with {attributes['batch_dims']} batch axes")
+    return x[tuple(index.unbind(-1))]
+
+
+def _scatter_nd(attributes: Attributes, x: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    if attributes.get("reduction", "none") != "none":
+        raise BackendError(f"backend 'triton' has no ScatterND with reduction {attributes['reduction']!r}")
+    return x.index_put(tuple(index.unbind(-1)), values.to(x.dtype))
+
+
+def _arg_max(attributes: Attributes, x: Tensor) -> Tensor:
+    if attributes.get("select_last_index", 0):
+        raise BackendError("backend 'triton' has no ArgMax that takes the last of equals")
+    return x.argmax(attributes.get("axis", 0), keepdim=bool(attributes.get("keepdims", 1)))  # the first of equals
+
+
+def _pad(
+    attributes: Attributes, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None
+) -> Tensor:
+    if attributes.get("mode", "constant") != "constant":
+        raise BackendError(f"backend 'triton' has no Pad with mode {attributes['mode']!r}")
+    places = list(range(x.dim())) if axes is None else ints(axes)
+    given = ints(pads)
+    sides = [0] * (2 * x.dim())
+    for place, before, after in zip(places, given[: len(places)], given[len(places) :], strict=True):
+        behind = x.dim() - 1 - place % x.dim()  # torch counts axes from the last one
+        sides[2 * behind : 2 * behind + 2] = before, after
+    return functional.pad(x, sides, value=0.0 if value is None else value.item())
+
+
 def _slice(
     attributes: Attributes,
     x: Tensor,
@@ -220,6 +252,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Abs": _plain(torch.abs),
     "Add": _plain(torch.add),
     "And": _plain(torch.logical_and),
+    "ArgMax": _arg_max,
     "Cast": _cast,
     "Concat": lambda attributes, *parts: torch.cat(parts, attributes["axis"]),
     "Constant": lambda attributes: attributes["value"],
@@ -231,6 +264,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Exp": _plain(torch.exp),
     "Expand": _expand,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Gelu": lambda attributes, x: functional.gelu(x, approximate=attributes.get("approximate", "none")),
     "Greater": _plain(torch.gt),
     "GreaterOrEqual": _plain(torch.ge),
@@ -248,6 +282,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Neg": _plain(torch.neg),
     "Not": _plain(torch.logical_not),
     "Or": _plain(torch.logical_or),
+    "Pad": _pad,
     "Pow": _power,
     "RMSNormalization": _rms_norm,
     "Range": _range,
@@ -257,6 +292,7 @@ OPERATORS: Mapping[str, Operator] = {
     "Relu": _plain(torch.relu),
     "Reshape": _reshape,
     "Resize": _resize,
+    "ScatterND": _scatter_nd,
     "Shape": _shape,
     "Sigmoid": _plain(torch.sigmoid),
     "Sin": _plain(torch.sin),
@@ -275,6 +311,7 @@ OPERATORS: Mapping[str, Operator] = {
 # Inputs that are shapes, axes and bounds: read on the host, never moved to the device.
 HOST_INPUTS: Mapping[str, frozenset[int]] = {
     "Expand": frozenset({1}),
+    "Pad": frozenset({1, 2, 3}),
     "Pow": frozenset({1}),
     "Range": frozenset({0, 1, 2}),
     "ReduceMean": frozenset({1}),

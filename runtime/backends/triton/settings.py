@@ -8,7 +8,7 @@ import torch
 
 from framert.kernels.checks import FP8_CAPABILITY
 from framert.kernels.dispatch import Impl
-from framert.runtime.backends.triton.weights import COMPUTE, Precision
+from framert.runtime.backends.triton.products import COMPUTE, Precision
 from framert.runtime.errors import BackendError, ConfigError
 
 DEFAULT_PRECISION: Precision = "bf16"

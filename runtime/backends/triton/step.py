@@ -1,6 +1,6 @@
 """One size of the step: its tables at fixed addresses, and the CUDA graph that was captured of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -9,17 +9,19 @@ from torch import Tensor
 from framert.kernels.update.api import update
 from framert.runtime.arrays import Array
 from framert.runtime.backends.triton.captures import Captures
-from framert.runtime.backends.triton.forward import Arenas, TokenTables, velocity_of_tokens
+from framert.runtime.backends.triton.model import Arenas, Model, TokenTables
 from framert.runtime.backends.triton.settings import Settings
-from framert.runtime.backends.triton.weights import StepWeights
 from framert.runtime.tables import Tables
+
+TABLES = tuple(item.name for item in fields(TokenTables) if item.name != "row")  # which comes with every call
 
 
 @dataclass(frozen=True, slots=True)
 class StepKey:
     """Sizes of a step's arrays. tokens and slots are buckets, sequences and frames capacities.
 
-    cached: keys and values pass through the cache arenas, see ``Tables.kv_index``.
+    cached: keys and values pass through the cache arenas, see ``Tables.kv_index``. words: bucket of the text tokens
+    that are part of the call, None where they are not. shown: values of a row of conditions, 0 where there are none.
     """
 
     tokens: int
@@ -27,6 +29,8 @@ class StepKey:
     sequences: int
     frames: int
     cached: bool
+    words: int | None = None
+    shown: int = 0
 
 
 class SlotState:
@@ -49,21 +53,21 @@ class Step:
     """Runs packs of one key: eagerly the first time, on CUDA captured in the second and replayed from then on.
 
     Args:
-        key: the sizes. state: the slots that it reads and writes. branches: of the guidance tables.
-        captures: makes the graphs of a denoiser; None on the CPU.
+        key: the sizes. model: gives the velocity. state: the slots that it reads and writes.
+        branches: of the guidance tables. captures: makes the graphs of a denoiser; None on the CPU.
     """
 
     def __init__(
         self,
         key: StepKey,
-        weights: StepWeights,
+        model: Model,
         arenas: Arenas,
         state: SlotState,
         settings: Settings,
         branches: int,
         captures: Captures | None,
     ) -> None:
-        self._weights = weights
+        self._model = model
         self._arenas = arenas
         self._settings = settings
         self._captures = captures
@@ -72,20 +76,25 @@ class Step:
         self._holds: Tables | None = None
         self.state = state
 
-        def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=settings.device)
 
         self.tables = TokenTables(
-            source=ints(key.tokens),
-            position=ints(key.tokens, 3),
-            frame=ints(key.tokens),
-            row=ints(key.frames),
-            q_range=ints(key.sequences, 2),
-            kv_range=ints(key.sequences, 2),
-            text_range=ints(key.sequences, 2),
-            kv_index=ints(key.tokens, dtype=torch.int64) if key.cached else None,
+            source=zeros(key.tokens),
+            position=zeros(key.tokens, 3),
+            frame=zeros(key.tokens),
+            row=zeros(key.frames),
+            q_range=zeros(key.sequences, 2),
+            kv_range=zeros(key.sequences, 2),
+            text_range=zeros(key.sequences, 2),
+            kv_index=zeros(key.tokens, dtype=torch.int64) if key.cached else None,
+            # rows belong to slots, and the first to none
+            conditions=zeros(1 + key.slots, key.shown, dtype=torch.float32) if key.shown else None,
+            condition_source=zeros(key.tokens) if key.shown else None,
+            text_source=None if key.words is None else zeros(key.words),
+            text_frame=None if key.words is None else zeros(key.words),
         )
-        self._guidance_index = ints(key.slots, branches)
+        self._guidance_index = zeros(key.slots, branches)
         self._guidance_weight = torch.zeros(key.slots, branches, device=settings.device)
 
     @property
@@ -96,19 +105,16 @@ class Step:
         """Take a pack's tables; what it does not fill are empty sequences and slots without guidance."""
         if self._holds is tables:
             return
-        own = self.tables
         pairs: list[tuple[Tensor, Array]] = [
-            (own.source, tables.source),
-            (own.position, tables.position),
-            (own.frame, tables.frame),
-            (own.q_range, tables.q_range),
-            (own.kv_range, tables.kv_range),
-            (own.text_range, tables.text_range),
             (self._guidance_index, tables.guidance_index),
             (self._guidance_weight, tables.guidance_weight),
         ]
-        if own.kv_index is not None and tables.kv_index is not None:
-            pairs.append((own.kv_index, tables.kv_index))
+        given = tables.arrays()
+        for name in TABLES:
+            target = getattr(self.tables, name)
+            assert (target is None) == (name not in given), name
+            if target is not None:
+                pairs.append((target, given[name]))
         for target, values in pairs:
             target[: len(values)].copy_(torch.from_numpy(values))
             target[len(values) :].zero_()
@@ -126,9 +132,7 @@ class Step:
 
     def _compute(self) -> None:
         state, settings = self.state, self._settings
-        output = velocity_of_tokens(
-            self._weights, self._arenas, self.tables, state.latents, settings.residual, settings.impl
-        )
+        output = self._model.velocity(self._arenas, self.tables, state.latents)
         update(
             output, state.latents, state.history, self._guidance_index, self._guidance_weight, state.update,
             velocity=state.velocity, impl=settings.impl,

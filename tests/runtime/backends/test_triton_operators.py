@@ -31,6 +31,8 @@ CASES = [
     ("Abs", {}, [X]),
     ("Add", {}, [X, floats(3, 1)]),
     ("And", {}, [MASK, ~MASK[:1]]),
+    ("ArgMax", {"axis": -1, "keepdims": 0, "select_last_index": 0}, [longs(3, 5, 1, 5).reshape(1, 4)]),
+    ("ArgMax", {}, [X]),
     ("Cast", {"to": 7}, [X * 5]),
     ("Cast", {"to": 1}, [longs(3, -4)]),
     ("Cast", {"to": 9}, [longs(3, 0)]),
@@ -49,6 +51,8 @@ CASES = [
     ("Expand", {}, [floats(2, 3), longs(1)]),
     ("Gather", {"axis": 1}, [X, np.array([[0, -1], [2, 0]], np.int64)]),
     ("Gather", {"axis": 0}, [X, np.array(1, np.int64)]),
+    ("GatherND", {"batch_dims": 0}, [X, np.array([[0, 2], [1, -1]], np.int64)]),
+    ("GatherND", {}, [X, np.array([[1]], np.int64)]),
     ("Gelu", {}, [X]),
     ("Gelu", {"approximate": "tanh"}, [X]),
     ("Greater", {}, [X, NUMBER]),
@@ -70,6 +74,8 @@ CASES = [
     ("Neg", {}, [X]),
     ("Not", {}, [MASK]),
     ("Or", {}, [MASK, ~MASK[:1]]),
+    ("Pad", {"mode": "constant"}, [X[0], longs(0, 1, 2, 3)]),
+    ("Pad", {}, [X, longs(1, 2), np.array(-7, np.float32), longs(-2)]),
     ("Pow", {}, [POSITIVE, np.array(1.5, np.float32)]),
     ("RMSNormalization", {"epsilon": 1e-3}, [X, floats(4)]),
     ("Range", {}, [np.array(2, np.int64), np.array(9, np.int64), np.array(3, np.int64)]),
@@ -91,6 +97,8 @@ CASES = [
         {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
         [PICTURE, None, None, longs(2, 4, 12, 12)],
     ),
+    ("ScatterND", {}, [X, np.array([[0, 2], [1, -1]], np.int64), floats(2, 4)]),
+    ("ScatterND", {"reduction": "none"}, [X, np.zeros((0, 1), np.int64), floats(0, 3, 4)]),
     ("Shape", {}, [X]),
     ("Shape", {"start": -2, "end": 2}, [X]),
     ("Sigmoid", {}, [X]),
@@ -157,6 +165,14 @@ def test_what_an_operator_lacks_is_said():
     zero = torch.tensor([0])
     with pytest.raises(BackendError, match="step of -1"):
         OPERATORS["Slice"]({}, torch.zeros(2), zero, zero, zero, torch.tensor([-1]))
+    with pytest.raises(BackendError, match="no Pad with mode 'reflect'"):
+        OPERATORS["Pad"]({"mode": "reflect"}, torch.zeros(2), torch.tensor([1, 1]))
+    with pytest.raises(BackendError, match="no GatherND with 1 batch axes"):
+        OPERATORS["GatherND"]({"batch_dims": 1}, torch.zeros(2, 2), zero)
+    with pytest.raises(BackendError, match="takes the last of equals"):
+        OPERATORS["ArgMax"]({"select_last_index": 1}, torch.zeros(2))
+    with pytest.raises(BackendError, match="no ScatterND with reduction 'add'"):
+        OPERATORS["ScatterND"]({"reduction": "add"}, torch.zeros(2), zero[None], torch.ones(1))
     with pytest.raises(BackendError, match="no Conv on 3 axes"):
         OPERATORS["Conv"]({}, torch.zeros(1, 1, 2), torch.zeros(1, 1, 1))
 

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 import framert  # noqa: E402
 from framert.runtime.backends import create  # noqa: E402
-from framert.runtime.backends.buckets import capacity, token_bucket  # noqa: E402
+from framert.runtime.backends.buckets import capacity, text_bucket, token_bucket  # noqa: E402
 from framert.runtime.backends.triton import settings  # noqa: E402
 from framert.runtime.bundle import Bundle  # noqa: E402
 from framert.runtime.errors import BackendError, ConfigError  # noqa: E402
@@ -30,6 +30,17 @@ def test_buckets_hold_their_packs_with_little_padding():
 @pytest.mark.parametrize("power", range(6, 17))
 def test_powers_of_two_are_not_padded(power):
     assert token_bucket(2**power) == 2**power
+
+
+def test_buckets_of_text_are_few():
+    previous = 0
+    for words in range(10_000):
+        bucket = text_bucket(words)
+        assert bucket >= max(words, previous, 64)
+        assert text_bucket(bucket) == bucket
+        assert words <= 512 or bucket <= 1.25 * words
+        previous = bucket
+    assert len({text_bucket(words) for words in range(8193)}) == 24
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 64), (64, 64), (65, 256), (257, 1024)])

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from framert.runtime.backends.triton import weights  # noqa: E402
+from framert.runtime.backends.triton import products, weights  # noqa: E402
 from framert.runtime.backends.triton.graph_file import GraphFile  # noqa: E402
 from framert.runtime.errors import BackendError  # noqa: E402
 
@@ -86,9 +86,9 @@ def test_fp16_survives_what_overflows_it(golden_bundle, monkeypatch):
     from framert.runtime.components import Components
     from framert.runtime.velocity import velocity
 
-    plain = weights._Reader.linear
+    plain = products.Reader.linear
     monkeypatch.setattr(
-        weights._Reader, "linear", lambda self, name: plain(self, name) * (3e4 if name.endswith("w3") else 1)
+        products.Reader, "linear", lambda self, name: plain(self, name) * (3e4 if name.endswith("w3") else 1)
     )
     vectors = np.load(GOLDEN / "transformer_one_frame.npz")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import framert
-from framert.runtime.backends.triton import settings as triton_settings
+from framert.runtime.backends.base import check_family
 from framert.runtime.cli import main
 from framert.runtime.errors import BackendError, BundleError, ConfigError, TaskError
 from framert.runtime.families import DEFAULT, FAMILIES, find_family, find_task
@@ -125,13 +125,9 @@ def test_onediffusion_has_one_guidance(pipes):
             pipes["onediffusion"].run("edit", images=[np.zeros((8, 8))], prompt="x", **extra)
 
 
-def test_a_backend_without_the_step_of_a_family_refuses(open_bundle, monkeypatch):
-    pytest.importorskip("torch")
-    from framert.runtime.backends.triton.backend import TritonBackend
-
-    monkeypatch.setattr(triton_settings, "choose", lambda *_: pytest.fail("chosen before the check"))
-    with pytest.raises(BackendError, match="is of the family univg, and backend 'triton' runs onediffusion alone"):
-        TritonBackend(open_bundle())
+def test_a_backend_without_the_step_of_a_family_refuses(open_bundle):
+    with pytest.raises(BackendError, match="is of the family univg, and backend 'another' runs onediffusion alone"):
+        check_family(open_bundle(), "another", ("onediffusion",))
 
 
 @pytest.mark.parametrize("kinds", [{}, {"references": False}, {"conditions": False, "references": False}], ids=str)
