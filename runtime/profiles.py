@@ -3,11 +3,13 @@
 Here and not beside the builder, because ONNX Runtime's TensorRT provider builds its engines when they run.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Manifest, ModelSpec, TensorSpec
+from framert.runtime.sizes import carries_text, free_axes, guided_sequences, text_length, usual_buckets
 from framert.runtime.windows import WINDOWS
 
 Sizes = tuple[int, int, int]  # least, best, most
@@ -15,7 +17,8 @@ Profile = Mapping[str, Sizes]  # of each free axis
 
 MAX_PROFILES = 6  # of one engine: each has its own activation memory and, in the runtime, its own CUDA graphs
 MANY_PART = 4  # of many sequences each takes at most this part of a bucket
-FEW, LOGIT_BYTES = 3, 8  # sequences of a guided request and padding; a logit in fp32, before and after the softmax
+LOGIT_BYTES = 8  # a logit in fp32, before and after the softmax
+USUAL_TEXT, FEATURES = 64, 8  # text tokens of a usual prompt; pictures that the longest prompt refers to
 LARGEST_SIDE = 1024  # pixels: pictures above are decoded in tiles of this size
 
 
@@ -24,8 +27,8 @@ class Capacity:
     """Largest sizes of a bundle's engines.
 
     Args:
-        tokens: buckets of model tokens per denoiser call, guidance branches counted; None takes 2, 4 and 16 times a
-            native picture's, those of them whose attention fits.
+        tokens: buckets of model tokens per denoiser call, guidance branches counted; None takes those of one,
+            two and eight guided native pictures, as far as their attention fits.
         sequences, frames: most in one call. rows, text: modulation rows and text tokens of the arenas.
         side: largest picture side of one autoencoder call in pixels; None is 1024, or the model's own limit below it.
         attention_gib: without a plugin, memory that the logits of one attention may take.
@@ -60,22 +63,31 @@ def plan_profiles(manifest: Manifest, capacity: Capacity, *, plugin: bool) -> di
         plugin: attention is a plugin's, which keeps no logits and has no windows.
     Raises: ConfigError for sizes that the model, or without a plugin the memory for logits, has no room for.
     """
-    model = manifest.model
+    model, text = manifest.model, text_length(manifest)
     side = _side(capacity, manifest)
-    length = (1, min(32, manifest.prompt_tokens), manifest.prompt_tokens)
-    if capacity.text < manifest.prompt_tokens:
-        raise ConfigError(f"text is {capacity.text}, less than one prompt's {manifest.prompt_tokens} tokens; give more")
+    if capacity.text < text:
+        raise ConfigError(f"text is {capacity.text}, less than one prompt's {text} tokens; give more")
     native = min(manifest.native_side, side)
     pixels = (model.multiple, native, side)
     latents = (model.patch, native // model.vae_factor, side // model.vae_factor)
-    denoiser = _denoiser(manifest, capacity, plugin=plugin)
-    return {
-        "text_encoder": [{"length": length}],
-        "vae_encoder": [{"height": pixels, "width": pixels}],
-        "conditioner": [{"length": length, "rows": (1, min(50, capacity.rows), capacity.rows)}],
-        "denoiser": denoiser,
-        "vae_decoder": [{"latent_height": latents, "latent_width": latents}],
+    common = {
+        "height": pixels,
+        "width": pixels,
+        "latent_height": latents,
+        "latent_width": latents,
+        "rows": (1, min(50, capacity.rows), capacity.rows),
+        "features": (0, 1, FEATURES),
     }
+    longest = {"text_encoder": manifest.prompt_tokens, "conditioner": text}
+    table: dict[str, list[Profile]] = {}
+    for name, graph in manifest.graphs.items():
+        if name == "denoiser":
+            table[name] = _denoiser(manifest, capacity, plugin=plugin)
+            continue
+        most = longest.get(name, 1)
+        sizes = common | {"length": (1, min(32, most), most)}
+        table[name] = [{axis: sizes[axis] for axis in free_axes(graph.inputs)}]
+    return table
 
 
 def shapes(inputs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, tuple[tuple[int, ...], ...]]:
@@ -96,6 +108,8 @@ def single_profile(manifest: Manifest, graph: str, capacity: Capacity) -> Profil
 def written(inputs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, str]:
     """Return a profile's least ("min"), best ("opt") and most ("max") shapes as trtexec reads them: ``a:1x16,b:4``."""
     table = shapes(inputs, profile)
+    if not table:
+        return {}
     return {
         word: ",".join(f"{name}:{'x'.join(str(side) for side in sizes[number])}" for name, sizes in table.items())
         for number, word in enumerate(("min", "opt", "max"))
@@ -104,7 +118,7 @@ def written(inputs: Mapping[str, TensorSpec], profile: Profile) -> dict[str, str
 
 def logit_bytes(model: ModelSpec, profile: Profile) -> int:
     """Return the bytes of one padded attention's logits at the largest sizes of a profile."""
-    longest, text = (profile[axis][2] for axis in WINDOWS.values())
+    longest, text = (profile[axis][2] if axis in profile else 0 for axis in WINDOWS.values())
     return LOGIT_BYTES * profile["sequences"][2] * model.heads * longest * max(longest, text)
 
 
@@ -112,15 +126,14 @@ def _denoiser(manifest: Manifest, capacity: Capacity, *, plugin: bool) -> list[P
     """Return the profiles of all buckets.
 
     Padded attention costs sequences times the longest squared, so without a plugin a bucket is for few sequences up to
-    half of it, as guidance makes them, and one more profile takes many short ones.
+    their part of it, as guidance makes them, and one more profile takes many short ones.
     """
-    native = (manifest.native_side // manifest.model.multiple) ** 2
-    buckets = list(capacity.tokens or (times * native for times in (2, 4, 16)))
-    few = min(FEW, capacity.sequences)
+    buckets, guided = list(capacity.tokens or usual_buckets(manifest)), guided_sequences(manifest)
+    few = min(guided + 1, capacity.sequences)  # and padding
     if plugin:
-        profiles = [_common(bucket, capacity.sequences, capacity) for bucket in buckets]
+        profiles = [_common(bucket, capacity.sequences, manifest, capacity) for bucket in buckets]
     else:
-        profiles = [_padded(bucket, few, bucket // 2, manifest, capacity) for bucket in buckets]
+        profiles = [_padded(bucket, few, max(1, bucket // guided), manifest, capacity) for bucket in buckets]
         while capacity.tokens is None and len(profiles) > 1 and _over(manifest, profiles[-1], capacity):
             profiles.pop()
         largest = profiles[-1]["tokens"][2]
@@ -128,11 +141,12 @@ def _denoiser(manifest: Manifest, capacity: Capacity, *, plugin: bool) -> list[P
             profiles.append(_padded(largest, capacity.sequences, max(1, largest // MANY_PART), manifest, capacity))
         for profile in profiles:
             if _over(manifest, profile, capacity):
+                gib = logit_bytes(manifest.model, profile) / 2**30
                 raise ConfigError(
                     f"{profile['tokens'][2]} tokens do not fit without a plugin: the logits of "
-                    f"{profile['sequences'][2]} sequences of {profile['longest'][2]} tokens take "
-                    f"{logit_bytes(manifest.model, profile) / 2**30:.3g} GiB, and {capacity.attention_gib:g} GiB are "
-                    "allowed; give fewer tokens or sequences, or allow more"
+                    f"{profile['sequences'][2]} sequences of {profile['longest'][2]} tokens take {gib:.3g} GiB, and "
+                    f"{capacity.attention_gib:g} GiB are allowed; give fewer tokens or sequences, or allow more "
+                    f"(--attention-gib {math.ceil(gib)})"
                 )
     if len(profiles) > MAX_PROFILES:
         raise ConfigError(
@@ -141,16 +155,23 @@ def _denoiser(manifest: Manifest, capacity: Capacity, *, plugin: bool) -> list[P
     return profiles
 
 
-def _common(tokens: int, sequences: int, capacity: Capacity) -> Profile:
+def _common(tokens: int, sequences: int, manifest: Manifest, capacity: Capacity) -> Profile:
     frames, sequences = min(capacity.frames, tokens), min(sequences, tokens)
-    return {
+    usual = min(2, sequences) if sequences <= guided_sequences(manifest) + 1 else sequences
+    profile = {
         "tokens": (1, tokens, tokens),
         "slots": (1, tokens // 2, tokens),
         "frames": (1, min(4, frames), frames),
         "rows": (1, min(128, capacity.rows), capacity.rows),
         "capacity": (1, min(1024, capacity.text), capacity.text),
-        "sequences": (1, min(2, sequences) if sequences <= FEW else sequences, sequences),
+        "sequences": (1, usual, sequences),
     }
+    if carries_text(manifest):  # as much as the longest prompts of all sequences: it is never what a call fails of
+        text = text_length(manifest)
+        profile["text_tokens"] = (1, usual * min(USUAL_TEXT, text), sequences * text)
+    if manifest.model.condition_channels:
+        profile["condition_rows"] = (1, 1 + tokens // 2, 1 + tokens)
+    return profile
 
 
 def _over(manifest: Manifest, profile: Profile, capacity: Capacity) -> bool:
@@ -158,12 +179,11 @@ def _over(manifest: Manifest, profile: Profile, capacity: Capacity) -> bool:
 
 
 def _padded(tokens: int, sequences: int, longest: int, manifest: Manifest, capacity: Capacity) -> Profile:
-    prompt = manifest.prompt_tokens
-    return {
-        **_common(tokens, sequences, capacity),
-        "longest": (1, longest, longest),
-        "text_longest": (1, min(64, prompt), prompt),
-    }
+    """Return a profile with windows. longest: model tokens of a sequence, to which its text comes if it carries one."""
+    common, text = _common(tokens, sequences, manifest, capacity), text_length(manifest)
+    if carries_text(manifest):
+        return {**common, "longest": (1, longest + min(USUAL_TEXT, text), longest + text)}
+    return {**common, "longest": (1, longest, longest), "text_longest": (1, min(USUAL_TEXT, text), text)}
 
 
 def _side(capacity: Capacity, manifest: Manifest) -> int:

@@ -54,12 +54,17 @@ def two_stream_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 @pytest.fixture(scope="session")
-def sd3_bundle(two_stream_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of Stable Diffusion 3 with all three text encoders. Read it, never change it."""
+def sd3_checkpoint(two_stream_checkpoint: Callable[..., Path]) -> Path:
+    """Stable Diffusion 3.5 medium in small: three text encoders, a second attention, norms of queries and keys."""
+    return two_stream_checkpoint("clip", "clip_2", "t5", num_layers=2, dual_attention_layers=[0], qk_norm="rms_norm")
+
+
+@pytest.fixture(scope="session")
+def sd3_bundle(sd3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of ``sd3_checkpoint``. Read it, never change it."""
     from framert.export.pipeline import export
 
-    made = two_stream_checkpoint("clip", "clip_2", "t5", num_layers=2)
-    return export(made, tmp_path_factory.mktemp("bundles") / "sd3.bundle", native_side=64, progress=False)
+    return export(sd3_checkpoint, tmp_path_factory.mktemp("bundles") / "sd3.bundle", native_side=64, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -2,165 +2,35 @@
 
 The parser refuses the Loop over sequences that a bundle carries (it has no tensor sequences). Here every sequence is
 gathered into a row of a padded batch instead. A length that depends on the contents of ``q_range`` cannot be a shape in
-TensorRT, so the graph gets two more inputs whose *lengths* say how far to pad: ``window`` and ``text_window``.
+TensorRT, so the graph gets more inputs whose *lengths* say how far to pad: ``window``, and where text is attended to
+apart ``text_window``.
 """
 
-import re
 from collections.abc import Mapping
 
 import onnx
-from onnx import helper, parser
+from onnx import helper
+
+from framert.export.tensorrt.padded_functions import layer_function, tables_function, text_tables_function
+from framert.runtime.windows import WINDOWS
 
 OPERATOR = "FrameAttention"
 DOMAIN = "framert"
-WINDOWS = {"window": "longest", "text_window": "text_longest"}  # input -> name of its one free axis
-
-# Index tables, once per call: they are the same in every layer. Padding repeats the last row of its own sequence (row 0
-# of the pack where that has none), so that a neighbour's NaN never enters; it is masked, and where a sequence has no
-# keys at all ``key_any`` is false. flat: the place of each token among the padded queries.
-_TABLES = """
-<domain: "framert", opset_import: ["" : 23]>
-FrameTables (query, key, text, q_range, kv_range, text_range, window, text_window)
-    => (query_index, flat, key_index, key_mask, key_any, text_index, text_mask, text_any)
-{
-    zero = Constant <value = int32 {0}> ()
-    one = Constant <value = int32 {1}> ()
-    zero_64 = Constant <value = int64 {0}> ()
-    one_64 = Constant <value = int64 {1}> ()
-    first = Constant <value_ints = [0]> ()
-    second = Constant <value_ints = [1]> ()
-    middle = Constant <value_ints = [1, 2]> ()
-    sides = Constant <value_ints = [1, 1]> ()
-
-    columns = Unsqueeze (window, first)
-    text_columns = Unsqueeze (text_window, first)
-    q0, qn = Split <axis = 1, num_outputs = 2> (q_range)
-    k0, kn = Split <axis = 1, num_outputs = 2> (kv_range)
-    t0, tn = Split <axis = 1, num_outputs = 2> (text_range)
-    GATHER(query, q0, qn, columns, query_index)
-    GATHER(key, k0, kn, columns, key_index)
-    GATHER(text, t0, tn, text_columns, text_index)
-    key_valid = Less (columns, kn)
-    key_mask = Unsqueeze (key_valid, middle)
-    key_some = Greater (kn, zero)
-    key_any = Unsqueeze (key_some, middle)
-    text_valid = Less (text_columns, tn)
-    text_mask = Unsqueeze (text_valid, middle)
-    text_some = Greater (tn, zero)
-    text_any = Unsqueeze (text_some, middle)
-
-    token_count = Shape <start = 0, end = 1> (query)
-    token_scalar = Squeeze (token_count, first)
-    tokens_64 = Range (zero_64, token_scalar, one_64)
-    tokens_32 = Cast <to = 6> (tokens_64)
-    tokens = Unsqueeze (tokens_32, first)
-    sequence_count = Shape <start = 0, end = 1> (q_range)
-    sequence_scalar = Squeeze (sequence_count, first)
-    sequences_64 = Range (zero_64, sequence_scalar, one_64)
-    padded_64 = Shape <start = 0, end = 1> (window)
-    begins_64 = Mul (sequences_64, padded_64)
-    begins_32 = Cast <to = 6> (begins_64)
-    begins = Unsqueeze (begins_32, second)
-    offset = Sub (tokens, q0)
-    behind = Less (offset, zero)
-    before_end = Less (offset, qn)
-    not_behind = Not (behind)
-    inside = And (before_end, not_behind)
-    place = Add (begins, offset)
-    own_place = Where (inside, place, zero)
-    flat = ReduceSum <keepdims = 0> (own_place, first)
-}
-"""
-_GATHER = """
-    {out}_last = Sub ({n}, one)
-    {out}_within = Min ({columns}, {out}_last)
-    {out}_least = Max ({out}_within, zero)
-    {out}_free = Add ({begin}, {out}_least)
-    {out}_size = Shape <start = 0, end = 1> ({source})
-    {out}_size_32 = Cast <to = 6> ({out}_size)
-    {out}_limit = Sub ({out}_size_32, one)
-    {out} = Min ({out}_free, {out}_limit)
-"""
-
-INDEXES = ("query_index", "flat", "key_index", "key_mask", "key_any", "text_index", "text_mask", "text_any")
-
-# Head h of the queries reads key-value head h / group of its own sequence and h mod kv_heads of the text: the axes that
-# split h are turned accordingly, and the heads that share a key-value head become rows of one product. Logits are
-# capped and exponentiated in fp32 whatever the graph's type: near a softcap of 30 a bf16 is 0.125 wide.
-_BODY = """
-<domain: "framert", opset_import: ["" : 23]>
-PaddedFrameAttention (query, key, value, text_k, text_v, gate, query_index, flat, key_index, key_mask,
-    key_any, text_index, text_mask, text_any) => (output)
-{
-    softcap = Constant <value = float {SOFTCAP}> ()
-    scale = Constant <value = float {SCALE}> ()
-    own_scale_32 = Constant <value = float {OWN_SCALE}> ()
-    lowest = Constant <value = float {-3.0e38}> ()
-    nothing_32 = Constant <value = float {0.0}> ()
-    nothing = CastLike (nothing_32, query)
-    repeated = Constant <value_ints = [0, 0, KV, GROUP, WIDTH]> ()
-    tiled = Constant <value_ints = [0, 0, GROUP, KV, WIDTH]> ()
-    folded = Constant <value_ints = [0, KV, -1, WIDTH]> ()
-    unfolded = Constant <value_ints = [0, KV, GROUP, -1, WIDTH]> ()
-    packed = Constant <value_ints = [-1, HEADS, WIDTH]> ()
-    per_head = Constant <value_ints = [HEADS, 1]> ()
-    q = Gather <axis = 0> (query, query_index)
-
-    repeat = Reshape (q, repeated)
-    repeat_turned = Transpose <perm = [0, 2, 3, 1, 4]> (repeat)
-    rows = Reshape (repeat_turned, folded)
-    own_scale = CastLike (own_scale_32, key)
-    own_key = Mul (key, own_scale)
-    k = Gather <axis = 0> (own_key, key_index)
-    k_turned = Transpose <perm = [0, 2, 3, 1]> (k)
-    v = Gather <axis = 0> (value, key_index)
-    v_turned = Transpose <perm = [0, 2, 1, 3]> (v)
-    logits = MatMul (rows, k_turned)
-    logits_32 = Cast <to = 1> (logits)
-    CAPPED
-    masked = Where (key_mask, capped, lowest)
-    weights_32 = Softmax <axis = -1> (masked)
-    weights = CastLike (weights_32, value)
-    mixed = MatMul (weights, v_turned)
-    own = Where (key_any, mixed, nothing)
-    own_split = Reshape (own, unfolded)
-    own_turned = Transpose <perm = [0, 3, 1, 2, 4]> (own_split)
-    own_out = Reshape (own_turned, packed)
-
-    tile = Reshape (q, tiled)
-    tile_turned = Transpose <perm = [0, 3, 2, 1, 4]> (tile)
-    text_rows = Reshape (tile_turned, folded)
-    text_scale = CastLike (scale, text_k)
-    text_key = Mul (text_k, text_scale)
-    tk = Gather <axis = 0> (text_key, text_index)
-    tk_turned = Transpose <perm = [0, 2, 3, 1]> (tk)
-    tv = Gather <axis = 0> (text_v, text_index)
-    tv_turned = Transpose <perm = [0, 2, 1, 3]> (tv)
-    text_logits = MatMul (text_rows, tk_turned)
-    text_logits_32 = Cast <to = 1> (text_logits)
-    text_masked = Where (text_mask, text_logits_32, lowest)
-    text_weights_32 = Softmax <axis = -1> (text_masked)
-    text_weights = CastLike (text_weights_32, text_v)
-    text_mixed = MatMul (text_weights, tv_turned)
-    text = Where (text_any, text_mixed, nothing)
-    text_split = Reshape (text, unfolded)
-    text_turned = Transpose <perm = [0, 3, 2, 1, 4]> (text_split)
-    text_out = Reshape (text_turned, packed)
-
-    own_gate = CastLike (gate, query)
-    head_gate = Reshape (own_gate, per_head)
-    gated = Mul (text_out, head_gate)
-    both = Add (own_out, gated)
-    output = Gather <axis = 0> (both, flat)
-}
-"""
-
-
-RANGES = ("q_range", "kv_range", "text_range")
+INPUTS = (
+    "query",
+    "key",
+    "value",
+    "q_range",
+    "kv_range",
+    "text_k",
+    "text_v",
+    "text_range",
+    "gate",
+)  # those of text last
 LAYER = ("query", "key", "value", "text_k", "text_v", "gate")
 
 
-def swap(model: onnx.ModelProto, *, heads: int, kv_heads: int, head_dim: int) -> bool:
+def swap(model: onnx.ModelProto, *, heads: int, kv_heads: int, head_dim: int) -> tuple[str, ...]:
     """Put the padded body in the place of every FrameAttention node, and its window inputs into the graph.
 
     ``window`` must be 0, 1, .. up to at least the longest sequence (queries and keys), ``text_window`` up to at least
@@ -168,61 +38,64 @@ def swap(model: onnx.ModelProto, *, heads: int, kv_heads: int, head_dim: int) ->
 
     Args:
         model: changed in place; its weights may lie outside.
-    Returns: whether there was a FrameAttention at all; a graph without one is left as it is.
+    Returns: the windows that it takes now, none for a graph without a FrameAttention, which is left as it is.
     """
     nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, OPERATOR)]
     if not nodes:
-        return False
-    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-    first, shared = _inputs(nodes[0]), {window: window for window in WINDOWS}
-    shared |= {name: first[name] for name in RANGES}
-    sources = {"query": first["query"], "key": first["key"], "text": first["text_k"]}
-    expanded = {nodes[0].output[0]: _expand(tables_function(), shared | sources, {}, "frame_tables")}
-    tables = {name: f"frame_tables/{name}" for name in INDEXES}
+        return ()
+    tables, expanded = _Tables(), dict[str, list[onnx.NodeProto]]()
     for node in nodes:
         given = _inputs(node)
-        assert all(given[name] == shared[name] for name in RANGES), node.name
-        values = {name: given[name] for name in LAYER} | tables
-        body = function(_float(node, "softcap"), _float(node, "scale"), **sizes)
-        expanded.setdefault(node.output[0], []).extend(
-            _expand(body, values, {"output": node.output[0]}, node.name or node.output[0])
-        )
+        made, indexes = tables.of(given)
+        body = layer_function(
+            _float(node, "softcap"), _float(node, "scale"),
+            heads=heads, kv_heads=kv_heads, head_dim=head_dim, text="gate" in given,
+        )  # fmt: skip
+        values = {name: given[name] for name in LAYER if name in given} | indexes
+        layer = _expand(body, values, {"output": node.output[0]}, node.name or node.output[0])
+        expanded[node.output[0]] = [*made, *layer]
     swapped = [part for node in model.graph.node for part in expanded.get(next(iter(node.output), ""), [node])]
     del model.graph.node[:]
     model.graph.node.extend(swapped)
-    for name, axis in WINDOWS.items():
-        model.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT32, [axis]))
+    windows = tuple(WINDOWS) if any("gate" in _inputs(node) for node in nodes) else ("window",)
+    for name in windows:
+        model.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT32, [WINDOWS[name]]))
     kept = [function for function in model.functions if (function.domain, function.name) != (DOMAIN, OPERATOR)]
     del model.functions[:]
     model.functions.extend(kept)
-    return True
+    return windows
 
 
-def tables_function() -> onnx.FunctionProto:
-    """Return the function that makes the index tables of a call."""
-    found = re.compile(r"GATHER\((\w+), (\w+), (\w+), (\w+), (\w+)\)")
+class _Tables:
+    """The index tables of a graph: made before the first layer that has their ranges, shared by the others."""
 
-    def gather(match: re.Match[str]) -> str:
-        source, begin, count, columns, out = match.groups()
-        return _GATHER.format(source=source, begin=begin, n=count, columns=columns, out=out)
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, ...], dict[str, str]] = {}
 
-    return parser.parse_function(found.sub(gather, _TABLES))
+    def of(self, given: Mapping[str, str]) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+        """Return the nodes to put before a layer of these inputs, and the names of its tables."""
+        own = {name: given[name] for name in ("query", "key", "q_range", "kv_range")} | {"window": "window"}
+        nodes, names = self._once(tables_function(), own, ("q_range", "kv_range"))
+        if "gate" in given:
+            text = {"text": given["text_k"], "text_range": given["text_range"], "text_window": "text_window"}
+            more, text_names = self._once(text_tables_function(), text, ("text_range",))
+            return nodes + more, names | text_names
+        return nodes, names
 
-
-def function(softcap: float, scale: float, heads: int, kv_heads: int, head_dim: int) -> onnx.FunctionProto:
-    """Return the function of one layer; with a softcap of 0 the logits are left as they are."""
-    capped = "bent = Tanh (logits_32) capped = Mul (bent, softcap)" if softcap else "capped = Identity (logits_32)"
-    words = {"HEADS": heads, "KV": kv_heads, "GROUP": heads // kv_heads, "WIDTH": head_dim, "CAPPED": capped}
-    words |= {"SOFTCAP": softcap, "OWN_SCALE": scale / softcap if softcap else scale, "SCALE": scale}
-    text = _BODY
-    for name, word in words.items():
-        text = re.sub(rf"\b{name}\b", str(word), text)
-    return parser.parse_function(text)
+    def _once(
+        self, function: onnx.FunctionProto, inputs: Mapping[str, str], ranges: tuple[str, ...]
+    ) -> tuple[list[onnx.NodeProto], dict[str, str]]:
+        key = tuple(inputs[name] for name in ranges)
+        if key in self._made:
+            return [], self._made[key]
+        stem = f"frame_tables_{len(self._made)}"
+        self._made[key] = {name: f"{stem}/{name}" for name in function.output}
+        return _expand(function, inputs, {}, stem), self._made[key]
 
 
 def _inputs(node: onnx.NodeProto) -> dict[str, str]:
-    names = ("query", "key", "value", "q_range", "kv_range", "text_k", "text_v", "text_range", "gate")
-    return dict(zip(names, node.input, strict=True))
+    """Return the names of a node's inputs, those of text only where it has them."""
+    return dict(zip(INPUTS, node.input, strict=False))
 
 
 def _expand(

@@ -22,10 +22,9 @@ from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
 from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, compile_kernels
-from framert.export.tensorrt.prepare import Prepared, prepare
+from framert.export.tensorrt.prepare import Prepared, beside_graphs, prepare
 from framert.export.tensorrt.targets import check_precision, parse_targets
 from framert.runtime import profiles
-from framert.runtime.backends.base import check_family
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BackendError, BundleError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
@@ -130,7 +129,8 @@ def build(
                 model = prepare(opened, name, precision, Path(work), plugin=plugin, missing=missing)
                 graphs[name], built = build_engine(api, model, table[name], targets, options, plugin, folder)
             done.append(built)
-        shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
+        for file in beside_graphs(opened.manifest):
+            shutil.copyfile(opened.path / file, folder / file)
         (folder / PROFILES).write_text(json.dumps(profiles.to_json(table), indent=1) + "\n", encoding="utf-8")
         write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, plugin, done))
     return done
@@ -140,7 +140,6 @@ def _onnx_bundle(path: str | os.PathLike[str]) -> Bundle:
     opened = Bundle.open(path)
     if (kind := opened.manifest.target.get("kind")) != "onnx":
         raise BundleError(f"{path} is already built for {kind!r}; give the bundle that framert export made")
-    check_family(opened, "tensorrt", ("onediffusion",))
     return opened
 
 
@@ -199,7 +198,8 @@ def build_engine(
     parser = api.parse(network, model.file, model.content)
     config = api.config(builder, targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
     for profile in table:
-        _add_profile(api, builder, config, model.name, profiles.shapes(model.graph.inputs, profile))
+        if sizes := profiles.shapes(model.graph.inputs, profile):  # none of a graph whose sizes are all fixed
+            _add_profile(api, builder, config, model.name, sizes)
     cache = _timing_cache(api, options, plugin.digest if plugin else "")
     if cache is not None:
         timing.attach(config, cache)

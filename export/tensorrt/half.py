@@ -27,6 +27,7 @@ EXACT = {
 # Operators of whose inputs only some are values; the others keep their types. FrameAttention's gate is always fp32.
 VALUES = {"Resize": (0,), "FrameAttention": (0, 1, 2, 5, 6)}
 FLOAT = ir.DataType.FLOAT
+HALF_MOST = 65504.0  # the largest fp16
 
 
 def cast(model: ir.Model, weights: Mapping[str, Weight], precision: str) -> dict[str, Weight]:
@@ -112,7 +113,7 @@ class _Cast:
             self.result[made_name] = weight if dtype is FLOAT else _rounded(weight, dtype)
             return ir.Value(name=made_name, shape=value.shape, type=ir.TensorType(dtype))
         if value.const_value is not None:
-            array = value.const_value.numpy().astype(dtype.numpy())
+            array = _bounded(value.const_value.numpy(), dtype).astype(dtype.numpy())
             tensor = ir.tensor(array, dtype=dtype, name=made_name)
             made = ir.Value(name=made_name, shape=value.shape, type=ir.TensorType(dtype), const_value=tensor)
             self.graph.register_initializer(made)
@@ -134,13 +135,18 @@ class _Cast:
         return made
 
 
+def _bounded(values: Array, dtype: ir.DataType) -> Array:
+    """Return values that fp16 holds, if that is the type: a mask's lowest number of fp32 stays a number."""
+    return values.clip(-HALF_MOST, HALF_MOST) if dtype is ir.DataType.FLOAT16 else values
+
+
 def _rounded(weight: Weight, dtype: ir.DataType) -> Weight:
     """Return the weight rounded to nearest; its values are the bits, as ``Weight`` stores types that numpy lacks."""
 
     def read() -> Array:
         values = weight.read()
         if dtype is ir.DataType.FLOAT16:
-            return values.astype(np.float16)
+            return _bounded(values, dtype).astype(np.float16)
         return values.astype(ml_dtypes.bfloat16).view(np.uint16)
 
     return replace(weight, read=read, type=dtype.value)

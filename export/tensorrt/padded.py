@@ -14,14 +14,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from framert.export.tensorrt.body import WINDOWS
 from framert.export.tensorrt.lower import OPERATORS
-from framert.export.tensorrt.prepare import Prepared, prepare
-from framert.runtime.backends.base import check_family
+from framert.export.tensorrt.prepare import Prepared, beside_graphs, prepare
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
 from framert.runtime.errors import BundleError, ConfigError
 from framert.runtime.manifest import Graph
 from framert.runtime.profiles import Capacity, single_profile, written
+from framert.runtime.windows import has_windows
 
 SCRIPT = "trtexec.sh"
 HEAD = """#!/bin/sh
@@ -54,8 +53,7 @@ def write_padded(
     opened = Bundle.open(bundle)
     if (kind := opened.manifest.target.get("kind")) != "onnx":
         raise BundleError(f"{bundle} is built for {kind!r}; give the bundle that framert export made")
-    check_family(opened, "tensorrt", ("onediffusion",))
-    if set(WINDOWS) <= set(opened.manifest.graphs["denoiser"].inputs):
+    if has_windows(opened.manifest.graphs["denoiser"].inputs):
         raise BundleError(f"{bundle} has padded attention already; run it with backend='onnxruntime'")
     if precision not in (None, "fp16", "bf16"):
         raise ConfigError(f"precision is {precision!r}; choose one of fp16, bf16, or leave it out")
@@ -65,9 +63,8 @@ def write_padded(
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 made = prepare(opened, name, precision, Path(work), missing=OPERATORS)
                 graphs[name] = replace(made.graph, files=_place(made, folder))
-        for name in opened.manifest.files:
-            if not any(name in graph.files for graph in opened.manifest.graphs.values()):
-                shutil.copyfile(opened.path / name, folder / name)
+        for name in beside_graphs(opened.manifest):
+            shutil.copyfile(opened.path / name, folder / name)
         commands = [_command(name, graph, opened, capacity or Capacity()) for name, graph in graphs.items()]
         (folder / SCRIPT).write_text(HEAD + "".join(commands), encoding="utf-8")
         origin = {"onnx": {file: spec.sha256 for file, spec in opened.manifest.files.items()}, "attention": "padded"}
@@ -79,9 +76,9 @@ def write_padded(
 
 def _command(name: str, graph: Graph, bundle: Bundle, capacity: Capacity) -> str:
     words = written(graph.inputs, single_profile(bundle.manifest, name, capacity))
-    shapes = " ".join(f"--{word}Shapes={text}" for word, text in words.items())
+    shapes = "".join(f" --{word}Shapes={text}" for word, text in words.items())  # none where all sizes are fixed
     files = f"--onnx={graph.files[0]} --saveEngine={name}.engine"
-    return f'"$TRTEXEC" {files} --stronglyTyped --noTF32 --skipInference {shapes}\n'
+    return f'"$TRTEXEC" {files} --stronglyTyped --noTF32 --skipInference{shapes}\n'
 
 
 def _place(made: Prepared, folder: Path) -> tuple[str, ...]:

@@ -9,13 +9,14 @@ import onnx
 import onnx_ir as ir
 
 from framert.export.precision import WORDS
-from framert.export.tensorrt.body import WINDOWS, swap
+from framert.export.tensorrt.body import swap
 from framert.export.tensorrt.half import cast
 from framert.export.tensorrt.lower import lower
 from framert.export.tensorrt.plugin import Plugin
 from framert.export.weights import STORED, Array, Weight, write_model
 from framert.runtime.bundle import Bundle
-from framert.runtime.manifest import Graph, TensorSpec
+from framert.runtime.manifest import Graph, Manifest, TensorSpec
+from framert.runtime.windows import WINDOWS
 
 LARGE = 1024  # values from which a constant is a weight, read when it is written
 
@@ -60,10 +61,16 @@ def prepare(
     lowered = lower(proto, missing)
     if plugin is not None and plugin.adapt(proto):
         return Prepared(name, file, proto.SerializeToString(), graph)
-    if swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
-        windows = {key: TensorSpec(dtype="int32", shape=(axis,)) for key, axis in WINDOWS.items()}
+    if names := swap(proto, heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim):
+        windows = {key: TensorSpec(dtype="int32", shape=(WINDOWS[key],)) for key in names}
         return Prepared(name, file, proto.SerializeToString(), replace(graph, inputs={**graph.inputs, **windows}))
     return Prepared(name, file, proto.SerializeToString() if lowered else None, graph)
+
+
+def beside_graphs(manifest: Manifest) -> list[str]:
+    """Return the files of a bundle that are no graph's: its tokenizers."""
+    used = {file for graph in manifest.graphs.values() for file in graph.files}
+    return [file for file in manifest.files if file not in used]
 
 
 def _cast(file: Path, half: str, work: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, FramertError
 from framert.runtime.profiles import Capacity
 from framert.runtime.tables import Tables
-from framert.runtime.windows import WINDOWS, windows
+from framert.runtime.windows import has_windows, windows
 
 Output = TypeVar("Output")
 FLOAT8, INT4 = "float8e4m3fn", "int4"  # as the manifest calls them
@@ -152,7 +152,7 @@ class OnnxRuntimeDenoiser(HostArenas):
         self._heads = bundle.manifest.model.heads
         # where text tokens are part of a sequence, the graph makes its keys' ranges from those of the queries
         self._joint = "text_source" in bundle.manifest.graphs["denoiser"].inputs
-        self._windows = set(WINDOWS) <= set(bundle.manifest.graphs["denoiser"].inputs)
+        self._windows = has_windows(bundle.manifest.graphs["denoiser"].inputs)
         self._tables: dict[str, Array] = {}
 
     def padded(self, tokens: int) -> int:

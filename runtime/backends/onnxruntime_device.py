@@ -8,7 +8,7 @@ from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends.host import HostArenas
 from framert.runtime.bundle import Bundle
 from framert.runtime.tables import Tables
-from framert.runtime.windows import WINDOWS, windows
+from framert.runtime.windows import has_windows, windows
 
 if TYPE_CHECKING:
     from framert.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -54,7 +54,7 @@ class OnnxRuntimeDeviceDenoiser(HostArenas):
 
     def bind(self, tables: Tables, latents: Floats, history: Floats) -> None:
         arrays = tables.arrays()
-        if set(WINDOWS) <= set(self._inputs):
+        if has_windows(self._inputs):
             arrays |= windows(tables)
         self._values |= {name: self._put(array) for name, array in arrays.items()}
         self._places = [{name: self._put(array) for name, array in zip(STATE, (latents, history), strict=True)}]

@@ -14,7 +14,7 @@ from framert.runtime.checkpoints import cache_folder
 from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.manifest import Graph
 from framert.runtime.profiles import Capacity, single_profile, written
-from framert.runtime.windows import WINDOWS
+from framert.runtime.windows import has_windows
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 # A graph's precision -> the option by which TensorRT may compute in it. Those missing it has not through ONNX Runtime.
@@ -90,7 +90,7 @@ def tensorrt_options(bundle: Bundle, graph: str, version: str, capacity: Capacit
 
 def taken_whole(graph: str, spec: Graph) -> bool:
     """Return whether TensorRT takes a graph in one piece: all but a denoiser whose attention is a loop."""
-    return graph != "denoiser" or set(WINDOWS) <= set(spec.inputs)
+    return graph != "denoiser" or has_windows(spec.inputs)
 
 
 def engine_cache(bundle: Bundle, version: str, capacity: Capacity) -> Path:

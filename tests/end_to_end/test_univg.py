@@ -10,7 +10,6 @@ import framert
 from framert.runtime.bundle import Bundle
 from framert.runtime.cli import main
 from framert.runtime.compiled.compiler import compile_requests
-from framert.runtime.errors import BackendError
 from framert.runtime.families import find_family
 
 torch = pytest.importorskip("torch")
@@ -148,19 +147,6 @@ def test_one_process_serves_real_bundles_of_both(pipe, golden_bundle):
         results = [ticket.result(120) for ticket in tickets]
     for result, expected in zip(results, alone * 2, strict=True):
         np.testing.assert_array_equal(result.latents, expected.latents)
-
-
-@pytest.mark.parametrize("backend", ["triton"])
-def test_other_backends_refuse_in_a_sentence(univg_bundle, backend):
-    pytest.importorskip(backend)
-    with pytest.raises(BackendError, match=f"is of the family univg, and backend '{backend}' runs onediffusion alone"):
-        framert.load(univg_bundle, backend=backend)
-
-
-def test_no_engines_are_built_of_it(univg_bundle, tmp_path, capsys):
-    assert main(["build", str(univg_bundle), "--target", "sm_89", "-o", str(tmp_path / "engines")]) == 2
-    assert "is of the family univg, and backend 'tensorrt' runs onediffusion alone" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_request_without_pictures_compiles(univg_bundle):

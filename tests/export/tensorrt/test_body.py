@@ -145,3 +145,46 @@ def test_a_graph_without_the_node_is_left_alone() -> None:
     before = proto.SerializeToString()
     assert not swap(proto, heads=4, kv_heads=2, head_dim=12)
     assert proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize("slack", [0, 5])
+@pytest.mark.parametrize(("image", "text"), [((1,), (1,)), ((7, 33, 2), (5, 0, 12)), ((4, 0, 6), (3, 0, 0))], ids=str)
+def test_layers_without_text_over_ranges_of_their_own(
+    image: tuple[int, ...], text: tuple[int, ...], slack: int, open_session: Callable[[bytes], Any]
+) -> None:
+    """Joint attention, image to both, and image alone; tokens of the joint order behind all ranges are nobody's."""
+    heads, width = 3, 8
+    rng = np.random.default_rng(1)
+    joint = tuple(map(sum, zip(image, text, strict=True)))
+    arrays: Arrays = {
+        "both": rng.standard_normal((sum(joint) + 4, heads, width)).astype(np.float32),
+        "image": rng.standard_normal((sum(image), heads, width)).astype(np.float32),
+        "both_range": ranges(joint),
+        "image_range": ranges(image),
+    }
+    layers = {"joint": ("both", "both"), "joint_again": ("both", "both"), "mixed": ("image", "both"),
+              "own": ("image", "image")}  # fmt: skip
+    nodes, exact = [], []
+    for name, (query, key) in layers.items():
+        inputs = [query, key, key, f"{query}_range", f"{key}_range"]
+        nodes.append(helper.make_node("FrameAttention", inputs, [name], domain="framert", softcap=0.0, scale=0.3))
+        tensors = [torch.from_numpy(arrays[one]) for one in inputs]
+        exact.append(reference.frame_attention(*(t.double() if t.is_floating_point() else t for t in tensors),
+                                               softcap=0.0, scale=0.3).numpy())  # fmt: skip
+    kinds = {"f": onnx.TensorProto.FLOAT, "i": onnx.TensorProto.INT32}
+    given = [helper.make_tensor_value_info(name, kinds[array.dtype.kind], array.shape)
+             for name, array in arrays.items()]  # fmt: skip
+    made = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, heads, width]) for name in layers]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("framert", 1)]
+    proto = helper.make_model(helper.make_graph(nodes, "layers", given, made), opset_imports=opsets, ir_version=11)
+    assert swap(proto, heads=heads, kv_heads=heads, head_dim=width) == ("window",)
+    onnx.checker.check_model(proto)
+    tables = [node for node in proto.graph.node if node.name.endswith("/flat")]
+    assert len(tables) == 3  # once for each pair of ranges
+    window = np.arange(max(joint) + slack, dtype=np.int32)
+    for found, value in zip(open_session(proto.SerializeToString()).run(None, arrays | {"window": window}), exact,
+                            strict=True):  # fmt: skip
+        assert found.shape == value.shape
+        rows = sum(joint) if len(value) > sum(image) else sum(image)
+        assert relative(found[:rows], value[:rows]) <= 2e-6
+        assert np.isfinite(found).all()
