@@ -47,10 +47,34 @@ def test_sum_matches_reference(shape, dtype, device):
     assert_within_budget(actual, low, exact(floats, tables, eps=1e-5))
 
 
+@pytest.mark.parametrize("stream", [None, torch.float32], ids=["same", "fp32-stream"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 48), (37, 48), (5, 1000)], ids=str)
+def test_plain_gate_and_shifted_norm_match_reference(shape, dtype, stream, device):
+    """The branches of Stable Diffusion 3: no norm behind them, and a LayerNorm with a shift before the next."""
+    floats, tables, following = inputs(*shape, dtype, device, stream)
+    plain = [gated_residual(*floats, *tables, eps=None, impl=impl) for impl in ("triton", "reference")]
+    assert_within_budget(*plain, exact(floats, tables, eps=None))
+    shift = following.as_strided(following.shape, following.stride(), 0)
+    options = {"eps": None, "next_multiplier": following, "next_eps": 1e-6, "next_center": True, "next_shift": shift}
+    actual, low = (gated_residual(*floats, *tables, **options, impl=impl) for impl in ("triton", "reference"))
+    assert (actual[0].dtype, actual[1].dtype) == (stream or dtype, dtype)
+    for one, other, value in zip(actual, low, exact(floats, tables, **options), strict=True):
+        assert_within_budget(one, other, value)
+    assert torch.equal(actual[0], plain[0])
+
+
 def test_reference_is_torchs_own():
     (x, y, multiplier), (row, frame), _ = inputs(9, 48, torch.float32, "cpu")
     expected = x + functional.rms_norm(y, (48,), eps=1e-5) * multiplier[row[frame.long()].long()]
     torch.testing.assert_close(reference.gated_residual(x, y, multiplier, row, frame, eps=1e-5), expected)
+    gate = multiplier[row[frame.long()].long()]
+    plain, normed = reference.gated_residual(
+        x, y, multiplier, row, frame, eps=None, next_multiplier=multiplier, next_eps=1e-6, next_center=True,
+        next_shift=multiplier,
+    )  # fmt: skip
+    torch.testing.assert_close(plain, x + y * gate)
+    torch.testing.assert_close(normed, functional.layer_norm(plain, (48,), eps=1e-6) * gate + gate)
 
 
 @pytest.mark.parametrize("center", [False, True], ids=["rms", "layer"])
@@ -69,14 +93,19 @@ def test_sum_and_next_norm_match_reference(shape, dtype, stream, center, device)
 @pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(0, 48), (37, 48), (5, 1000)], ids=str)
-def test_fused_equals_one_after_the_other(shape, dtype, kind, device):
+@pytest.mark.parametrize("joint", [False, True], ids=["normed", "plain"])
+def test_fused_equals_one_after_the_other(joint, shape, dtype, kind, device):
     """Fusing is a choice of speed: the norm reads the rounded sum, and quantizes it as norm_modulate does."""
     (x, y, multiplier), tables, following = inputs(*shape, dtype, device)
+    eps, shift = (None, multiplier) if joint else (1e-5, None)
     new, *rest = gated_residual(
-        x, y, multiplier, *tables, eps=1e-5, next_multiplier=following, next_eps=1e-6, quantize=kind, impl="triton"
+        x, y, multiplier, *tables, eps=eps, next_multiplier=following, next_eps=1e-6, next_center=joint,
+        next_shift=shift, quantize=kind, impl="triton",
+    )  # fmt: skip
+    expected = gated_residual(x, y, multiplier, *tables, eps=eps, impl="triton")
+    after = norm_modulate(
+        expected, following, *tables, eps=1e-6, center=joint, shift=shift, quantize=kind, impl="triton"
     )
-    expected = gated_residual(x, y, multiplier, *tables, eps=1e-5, impl="triton")
-    after = norm_modulate(expected, following, *tables, eps=1e-6, quantize=kind, impl="triton")
     actual = (new, *rest)
     separate = (expected, after) if kind is None else (expected, *after)
     for one, other in zip(actual, separate, strict=True):
@@ -128,6 +157,12 @@ def test_bad_calls_say_what_is_allowed(device):
         gated_residual(x, y, multiplier, *tables, eps=1e-5, next_multiplier=following.bfloat16())
     with pytest.raises(ConfigError, match="give next_multiplier too"):
         gated_residual(x, y, multiplier, *tables, eps=1e-5, quantize="int8")
+    with pytest.raises(ConfigError, match="give next_multiplier too"):
+        gated_residual(x, y, multiplier, *tables, eps=1e-5, next_shift=following)
+    with pytest.raises(ConfigError, match="the norm after the sum needs one; give next_eps"):
+        gated_residual(x, y, multiplier, *tables, eps=None, next_multiplier=following)
+    with pytest.raises(ShapeError, match="rows of next_shift are 48 values apart"):
+        gated_residual(x, y, multiplier, *tables, eps=1e-5, next_multiplier=following, next_shift=x.new_zeros(3, 48))
     with pytest.raises(ConfigError, match="give next_multiplier too"):
         gated_residual(x, y, multiplier, *tables, eps=1e-5, next_center=True)
 

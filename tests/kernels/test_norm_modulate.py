@@ -34,6 +34,12 @@ def inputs(tokens, hidden, dtype, device, multiplier_dtype=torch.float32):
     )
 
 
+def shifts(arguments):
+    """Another column of the multipliers' arena: where the same storage begins anew."""
+    multiplier = arguments[1]
+    return multiplier.as_strided(multiplier.shape, multiplier.stride(), 0)
+
+
 def exact(x, multiplier, row, frame, **options):
     """The reference in fp64 on the same inputs; the norm's options as given."""
     return reference.norm_modulate(x.double(), multiplier.double(), row, frame, **options)
@@ -49,6 +55,23 @@ def test_kernel_matches_reference(shape, dtype, center, device):
     assert_within_budget(actual, low, exact(*arguments, eps=1e-5, center=center))
 
 
+@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 48), (37, 48), (5, 1000)], ids=str)
+def test_shifted_kernel_matches_reference(shape, dtype, kind, device):
+    """The modulation of Stable Diffusion 3; quantized, rows are those of the shifted values."""
+    arguments = inputs(*shape, dtype, device)
+    options = {"eps": 1e-6, "center": True, "shift": shifts(arguments)}
+    value = exact(*arguments, **options | {"shift": options["shift"].double()})
+    actual, low = (norm_modulate(*arguments, **options, quantize=kind, impl=impl) for impl in ("triton", "reference"))
+    if kind is None:
+        assert_within_budget(actual, low, value)
+        return
+    torch.testing.assert_close(actual[1], low[1], rtol=1e-5, atol=0)
+    step = actual[1].double()[:, None] * (1 if kind == "int8" else 32)  # of the largest magnitudes
+    assert ((actual[0].double() * actual[1].double()[:, None] - value).abs() <= 0.5001 * step + 1e-6).all()
+
+
 def test_reference_is_torchs_own():
     x, multiplier, row, frame = inputs(9, 48, torch.float32, "cpu")
     per_token = multiplier[row[frame.long()].long()]
@@ -56,6 +79,9 @@ def test_reference_is_torchs_own():
     torch.testing.assert_close(rms, functional.rms_norm(x, (48,), eps=1e-5) * per_token)
     layer = reference.norm_modulate(x, multiplier, row, frame, eps=1e-6, center=True)
     torch.testing.assert_close(layer, functional.layer_norm(x, (48,), eps=1e-6) * per_token, rtol=1e-5, atol=1e-5)
+    shift = torch.randn(multiplier.shape)
+    moved = reference.norm_modulate(x, multiplier, row, frame, eps=1e-6, center=True, shift=shift)
+    torch.testing.assert_close(moved, layer + shift[row[frame.long()].long()])
 
 
 @pytest.mark.parametrize("multiplier_dtype", DTYPES, ids=str)
@@ -143,6 +169,10 @@ def test_bad_calls_say_what_is_allowed(device):
         norm_modulate(x.double(), multiplier, row, frame, eps=1e-5)
     with pytest.raises(ShapeError, match="must be contiguous"):
         norm_modulate(x.T.contiguous().T, multiplier, row, frame, eps=1e-5)
+    with pytest.raises(ShapeError, match="shift is bfloat16; allowed: float32"):
+        norm_modulate(x, multiplier, row, frame, eps=1e-5, shift=multiplier.bfloat16())
+    with pytest.raises(ShapeError, match="rows of shift are 48 values apart and those of multiplier 240"):
+        norm_modulate(x, multiplier, row, frame, eps=1e-5, shift=multiplier.contiguous())
     with pytest.raises(ConfigError, match="'int4'; choose one of None, int8, fp8"):
         norm_modulate(x, multiplier, row, frame, eps=1e-5, quantize="int4")
     with pytest.raises(BackendError, match="unknown impl 'cuda'"):
