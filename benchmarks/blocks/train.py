@@ -11,6 +11,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,10 @@ from loop import train
 from losses import Losses
 from numpy.typing import NDArray
 from recipes import RECIPES, Encoded, Preset
+from sentencepiece import SentencePieceProcessor
 from trainer import Schedule, Trainer
 from wordpieces import load_tokenizer, train_tokenizer
+from world import COLOURS, SHAPES
 
 from framert.export.families.univg_plan import ImageEncoder
 
@@ -114,10 +117,27 @@ def run_image_encoder(given: argparse.Namespace, preset: Preset) -> ImageEncoder
     """Return the image encoder of the checkpoint, trained now if it has none yet."""
     folder = given.output / "image_encoder"
     if not (folder / "config.json").exists():
-        stories = training_stories(given.scenes or preset.scenes)
-        encoder = train_image_encoder(references(given, preset, stories), stories, seed=given.seed, report=report)
+        stories, tokenizer = training_stories(given.scenes or preset.scenes), open_tokenizer(given)
+        vectors = new_model(given, preset, tokenizer).text_encoder.shared.weight.detach()
+        words = {word: vectors[tokenizer.encode(word)[0]] for word in (*COLOURS, *SHAPES)}
+        pictures = references(given, preset, stories)
+        encoder = train_image_encoder(pictures, stories, words, seed=given.seed, report=report)
         save_image_encoder(encoder, folder)
     return load_image_encoder(folder)
+
+
+def open_tokenizer(given: argparse.Namespace) -> SentencePieceProcessor:
+    """Return the tokenizer of the checkpoint, made now if it has none yet."""
+    recipe, folder = RECIPES[given.family], given.output / "tokenizer"
+    if (folder / "spiece.model").exists():
+        return load_tokenizer(folder)
+    return train_tokenizer(folder, recipe.words(), pictures=recipe.image_encoder)
+
+
+def new_model(given: argparse.Namespace, preset: Preset, tokenizer: SentencePieceProcessor) -> Any:
+    """Return the untrained transformer and text encoder of the family, the same ones for the same seed."""
+    torch.manual_seed(given.seed)
+    return RECIPES[given.family].model(preset, tokenizer.get_piece_size())
 
 
 def references(given: argparse.Namespace, preset: Preset, stories: list[Story]) -> NDArray[np.uint8]:
@@ -131,19 +151,14 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     if not (given.output / "vae" / "config.json").exists():
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
     recipe = RECIPES[given.family]
-    folder = given.output / "tokenizer"
-    ready = (folder / "spiece.model").exists()
-    tokenizer = (
-        load_tokenizer(folder) if ready else train_tokenizer(folder, recipe.words(), pictures=recipe.image_encoder)
-    )
+    tokenizer = open_tokenizer(given)
     vae = load_autoencoder(given.output / "vae").eval().to(device)
     stories = training_stories(given.scenes or preset.scenes)
     _, latents = data(given, preset, vae, device, stories)
     features = None
     if recipe.image_encoder:
         features = features_of(run_image_encoder(given, preset), references(given, preset, stories))
-    torch.manual_seed(given.seed)
-    model, average = (recipe.model(preset, tokenizer.get_piece_size()).to(device) for _ in range(2))
+    model, average = (new_model(given, preset, tokenizer).to(device) for _ in range(2))
     state = given.output / ".train" / "transformer-state.pt"
     state.parent.mkdir(exist_ok=True)
     if not state.exists() and (given.output / "transformer" / "config.json").exists():
