@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from framert.export.tensorrt.prepare import prepare
+from framert.export.tensorrt.prepare import beside_graphs, prepare
 from framert.kernels.plugin.launch import Launch, pack
 from framert.runtime import profiles
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
@@ -61,7 +61,8 @@ def build(
             )
             (folder / f"{name}.engine").write_bytes(content)
             graphs[name] = replace(graph, files=(f"{name}.engine",))
-        shutil.copyfile(opened.path / "tokenizer.json", folder / "tokenizer.json")
+        for file in beside_graphs(opened.manifest):
+            shutil.copyfile(opened.path / file, folder / file)
         (folder / "profiles.json").write_text(json.dumps(profiles.to_json(table)))
         target = {"kind": kind, "version": version, "compute_capability": ",".join(targets)}
         if plugin:

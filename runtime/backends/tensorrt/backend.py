@@ -19,8 +19,9 @@ from framert.runtime.backends.tensorrt.memory import DeviceArray
 from framert.runtime.backends.tensorrt.profiles import Profiles
 from framert.runtime.backends.tensorrt.rebuild import rebuild_command
 from framert.runtime.backends.tensorrt.shapes import CallSizes
-from framert.runtime.bundle import GRAPHS, Bundle
+from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
+from framert.runtime.sizes import text_length
 
 KEPT = "conditioner"  # its outputs are read by denoisers alone, and stay on the device
 
@@ -45,8 +46,8 @@ class TensorRtBackend:
         self._device = device or Device()
         fit.check_gpu(bundle, self._device.driver.target, self._device.driver.gpu)
         self._bundle = bundle
-        self.profiles = Profiles.read(bundle.path, GRAPHS, partial(rebuild_command, bundle))
-        self._sizes = CallSizes(self.profiles)
+        self.profiles = Profiles.read(bundle.path, tuple(bundle.manifest.graphs), partial(rebuild_command, bundle))
+        self._sizes = CallSizes(self.profiles, text_length(bundle.manifest))
         self.limits: Limits = EngineLimits(self.profiles, self._sizes, bundle.manifest.model.vae_factor)
         self._low_memory = low_memory
         self._engines: dict[str, LoadedEngine] = {}
@@ -83,7 +84,7 @@ class TensorRtBackend:
 
     def denoiser(self) -> TensorRtDenoiser:
         with self._device.use() as device:
-            for graph in () if self._low_memory else GRAPHS:
+            for graph in () if self._low_memory else self._bundle.manifest.graphs:
                 self._load(graph)
             arenas = Arenas(device.driver, device.stream, self._bundle.manifest, self.profiles)
             made = TensorRtDenoiser(self, device, self._bundle.manifest, self._sizes, arenas)

@@ -15,6 +15,7 @@ Profile = Mapping[str, tuple[int, int, int]]  # axis -> least, best, most
 WORDS = {
     "tokens": "model tokens, guidance branches counted",
     "sequences": "sequences, one for each guidance branch and one for padding",
+    "text_tokens": "text tokens of all sequences",
     "longest": "model tokens of one sequence",
     "text_longest": "text tokens of one prompt",
     "frames": "frames",
@@ -25,6 +26,7 @@ WORDS = {
     "latent_height": "latent pixels high",
     "latent_width": "latent pixels wide",
     "length": "text tokens of one prompt",
+    "features": "pictures that one prompt refers to",
 }
 SHOWN = ("tokens", "sequences", "longest", "frames")  # of the denoiser's profiles, in the order they are told
 
@@ -84,6 +86,7 @@ class Profiles:
             if not least <= size <= most:
                 remedy = self._rebuild(axis=axis, size=size) if size > most else self._rebuild()
                 what = WORDS.get(axis, axis)
+                what += ", its text counted" if axis == "longest" and "text_tokens" in profiles[0] else ""
                 return f"{graph} was asked for {size} {what}, and is built for {least} to {most}; {remedy}"
         asked = ", ".join(f"{sizes[axis]} {axis}" for axis in SHOWN if axis in sizes)
         allowed = "; or ".join(

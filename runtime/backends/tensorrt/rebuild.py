@@ -7,22 +7,30 @@ from typing import Any
 
 from framert.runtime.backends.tensorrt.library import LIBRARY
 from framert.runtime.bundle import Bundle
-from framert.runtime.manifest import PRECISION_WORDS
+from framert.runtime.manifest import PRECISION_WORDS, Manifest
 from framert.runtime.profiles import MAX_PROFILES, Capacity
+from framert.runtime.sizes import carries_text, guided_sequences, text_length, usual_buckets
 
-# Axis that was too short -> the option of `framert build` that is made larger, and how much of it one unit takes.
-OPTIONS: dict[str, tuple[str, Callable[[Bundle], int]]] = {
-    "tokens": ("tokens", lambda _: 1),
-    "longest": ("tokens", lambda _: 2),  # a profile takes sequences of half its tokens
-    "sequences": ("sequences", lambda _: 1),
-    "frames": ("frames", lambda _: 1),
-    "rows": ("rows", lambda _: 1),
-    "capacity": ("text", lambda _: 1),
-    "height": ("side", lambda _: 1),
-    "width": ("side", lambda _: 1),
-    "latent_height": ("side", lambda bundle: bundle.manifest.model.vae_factor),
-    "latent_width": ("side", lambda bundle: bundle.manifest.model.vae_factor),
+# Axis that was too short -> the option of `framert build` that is made larger, and how large for a size of the axis.
+OPTIONS: dict[str, tuple[str, Callable[[Manifest, int], int]]] = {
+    "tokens": ("tokens", lambda _, size: size),
+    "longest": ("tokens", lambda manifest, size: bucket_of(manifest, size)),
+    "sequences": ("sequences", lambda _, size: size),
+    "text_tokens": ("sequences", lambda manifest, size: -(-size // text_length(manifest))),
+    "frames": ("frames", lambda _, size: size),
+    "rows": ("rows", lambda _, size: size),
+    "capacity": ("text", lambda _, size: size),
+    "height": ("side", lambda _, size: size),
+    "width": ("side", lambda _, size: size),
+    "latent_height": ("side", lambda manifest, size: size * manifest.model.vae_factor),
+    "latent_width": ("side", lambda manifest, size: size * manifest.model.vae_factor),
 }
+
+
+def bucket_of(manifest: Manifest, longest: int) -> int:
+    """Return the bucket whose profile takes sequences of so many tokens: each has its part of it, and its text."""
+    own = longest - (text_length(manifest) if carries_text(manifest) else 0)
+    return guided_sequences(manifest) * max(1, own)
 
 
 def rebuild_command(bundle: Bundle, *, target: str | None = None, axis: str = "", size: int = 0) -> str:
@@ -62,13 +70,12 @@ def _sizes(bundle: Bundle, axis: str, size: int) -> dict[str, str]:
     capacity, usual = how_built(bundle).get("capacity", {}), asdict(Capacity())
     sizes = {name: value for name, value in capacity.items() if name in usual and value not in (None, usual[name])}
     if axis in OPTIONS:
-        option, factor = OPTIONS[axis]
-        wanted = size * factor(bundle)
+        option, needed = OPTIONS[axis]
+        wanted = needed(bundle.manifest, size)
         if option == "side":
             wanted = -(-wanted // bundle.manifest.model.multiple) * bundle.manifest.model.multiple
         if option == "tokens":
-            native = (bundle.manifest.native_side // bundle.manifest.model.multiple) ** 2
-            buckets = sizes.get("tokens") or [times * native for times in (2, 4, 16)]
+            buckets = sizes.get("tokens") or usual_buckets(bundle.manifest)
             sizes["tokens"] = sorted({*buckets, wanted})[1 - MAX_PROFILES :]  # and one for many sequences
         else:
             sizes[option] = wanted

@@ -11,7 +11,7 @@ from framert.runtime.backends.tensorrt.limits import EngineLimits
 from framert.runtime.backends.tensorrt.profiles import Profiles
 from framert.runtime.backends.tensorrt.shapes import CallSizes
 from framert.runtime.errors import BackendError
-from framert.runtime.manifest import Manifest, ModelSpec, ScheduleSpec
+from framert.runtime.manifest import Graph, Manifest, ModelSpec, ScheduleSpec, TensorSpec
 from framert.runtime.profiles import Capacity, plan_profiles
 from framert.runtime.tables import BranchRows
 
@@ -33,6 +33,28 @@ MODEL = ModelSpec(
 SCHEDULE = ScheduleSpec(
     num_train_timesteps=1000, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
 )
+
+
+def manifest(prompt_tokens=300, **denoiser):
+    """A manifest of the published size. denoiser: further inputs of it."""
+
+    def graph(inputs, **outputs):
+        given, made = ({name: TensorSpec(dtype="", shape=shape) for name, shape in side.items()}
+                       for side in (inputs, outputs))  # fmt: skip
+        return Graph(files=(), precision="float32", inputs=given, outputs=made)
+
+    graphs = {"text_encoder": graph({"input_ids": (1, "length")}, hidden_states=("length", 8)),
+              "denoiser": graph(denoiser)}  # fmt: skip
+    return Manifest(
+        family="any", native_side=512, model=MODEL, schedule=SCHEDULE, prompt_tokens=prompt_tokens, graphs=graphs,
+        guidance_branches=4, target={"kind": "onnx"}, files={},
+    )  # fmt: skip
+
+
+TEXT = 60  # tokens of the longest prompt, where text is carried
+JOINT = manifest(TEXT, text_source=("text_tokens",))
+CARRIED = plan_profiles(JOINT, Capacity(tokens=(256, 1024), attention_gib=64.0), plugin=False)["denoiser"]
+CARRIED_PLUGIN = plan_profiles(JOINT, Capacity(tokens=(256, 1024), sequences=40), plugin=True)["denoiser"]
 
 
 def profiles(denoiser):
@@ -57,9 +79,10 @@ class Member:
         self.branches = tuple(BranchRows(0, text, 0, 1.0) for _ in range(branches))
 
 
-def packed(sizes, *members):
+def packed(sizes, *members, carried=False):
     count = sum(tables.token_count(member) for member in members)
-    return tables.build(members, guidance_branches=4, tokens=sizes.padded(count))
+    layout = tables.Layout(carries_text=carried)
+    return tables.build(members, guidance_branches=4, tokens=sizes.padded(count), layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -97,18 +120,16 @@ def test_refusals_say_what_is_allowed(sizes, says):
     assert str(caught.value) == f"denoiser was asked for {says.removeprefix('asked for ')}"
 
 
-@pytest.mark.parametrize(("tokens", "sequences", "longest"), [(1024, 5, 400), (600, 8, 300), (1024, 4, 512)])
-def test_what_a_refused_combination_says_to_build_takes_it(tokens, sequences, longest):
+@pytest.mark.parametrize("made", [manifest(), JOINT], ids=["text apart", "text carried"])
+@pytest.mark.parametrize(("tokens", "sequences", "longest"), [(1024, 5, 400), (600, 8, 330), (1024, 4, 512)])
+def test_what_a_refused_combination_says_to_build_takes_it(tokens, sequences, longest, made):
     """By the builder's own rule, for a model of the published size."""
-    manifest = Manifest(
-        family="onediffusion", native_side=512, model=MODEL, schedule=SCHEDULE, prompt_tokens=300, guidance_branches=4,
-        target={"kind": "onnx"}, graphs={}, files={},
-    )  # fmt: skip
     asked = []
 
     def built(*buckets):
         capacity = Capacity(tokens=buckets, attention_gib=64.0)
-        return Profiles(plan_profiles(manifest, capacity, plugin=False), lambda **more: asked.append(more) or "")
+        table = plan_profiles(made, capacity, plugin=False)
+        return Profiles(table, lambda **more: asked.append(more) or "")
 
     call = {"tokens": tokens, "sequences": sequences, "longest": longest}
     with pytest.raises(BackendError):
@@ -120,7 +141,7 @@ def test_what_a_refused_combination_says_to_build_takes_it(tokens, sequences, lo
 
 @pytest.mark.parametrize("table", [PLUGIN, PADDED], ids=["plugin", "padded"])
 def test_buckets_are_fine_and_end_with_the_largest_profile(table):
-    sizes = CallSizes(profiles(table))
+    sizes = CallSizes(profiles(table), 300)
     assert [sizes.padded(count) for count in (1, 64, 65, 256, 257, 1000, 1024)] == [64, 64, 128, 256, 264, 1024, 1024]
     assert all(sizes.padded(count) <= 1.06 * count for count in range(256, 1025))
     with pytest.raises(BackendError, match=re.escape("is built for 1 to 1024")):
@@ -129,12 +150,12 @@ def test_buckets_are_fine_and_end_with_the_largest_profile(table):
 
 def test_a_bucket_larger_than_the_profile_is_the_profile():
     table = [{**PLUGIN[0], "tokens": (1, 250, 250), "slots": (1, 125, 250)}]
-    sizes = CallSizes(profiles(table))
+    sizes = CallSizes(profiles(table), 300)
     assert (sizes.padded(200), sizes.padded(250)) == (250, 250)
 
 
 def test_keys_hold_what_shapes_follow_from():
-    sizes = CallSizes(profiles(PADDED))
+    sizes = CallSizes(profiles(PADDED), 300)
     key = sizes.key(packed(sizes, Member(1, 10, 10, 2)))  # 200 tokens, 56 of padding
     assert (key.profile, key.tokens, key.slots, key.sequences) == (0, 256, 256, 3)
     assert (key.longest, key.text_longest, key.frames) == (128, 64, 64)
@@ -147,23 +168,45 @@ def test_keys_hold_what_shapes_follow_from():
 
 
 def test_a_plugins_keys_are_padded_in_sequences_and_have_no_windows():
-    sizes = CallSizes(profiles(PLUGIN))
+    sizes = CallSizes(profiles(PLUGIN), 300)
     few, many = (sizes.key(packed(sizes, *[Member(1, 2, 2, 2)] * count)) for count in (3, 12))
     assert (few.sequences, few.longest, few.text_longest) == (16, 0, 0)
     assert many.sequences == 40  # of the profile; 64 would be next
     assert "longest" not in sizes.lengths(few)
 
 
+def test_a_text_that_is_carried_is_part_of_its_sequence():
+    sizes = CallSizes(profiles(CARRIED), TEXT)
+    few = sizes.key(packed(sizes, Member(1, 10, 10, 2), carried=True))  # 200 tokens, 56 of padding
+    assert (few.profile, few.tokens, few.sequences, few.text_tokens) == (0, 256, 3, 64)
+    assert (few.longest, few.text_longest) == (128, 0)
+    assert set(sizes.lengths(few).items()) >= {("text_tokens", 64), ("longest", 128)}
+    longest = sizes.key(packed(sizes, Member(1, 10, 10, 2, text=TEXT), carried=True))
+    assert (longest.text_tokens, longest.longest) == (128, 188)  # 100 tokens and 60; 192 the profile has not
+    assert longest.profile == 0
+    plugin = CallSizes(profiles(CARRIED_PLUGIN), TEXT)
+    key = plugin.key(packed(plugin, Member(1, 10, 10, 2), carried=True))
+    assert (key.text_tokens, key.longest, key.sequences) == (64, 0, 16)
+    # A sequence alone: its part of the bucket is the picture's, whatever the prompt's length will be.
+    sizes.check([128], 1)
+    with pytest.raises(BackendError, match="573 model tokens of one sequence, its text counted, and is built for 1 to"):
+        profiles(CARRIED).choose("denoiser", {"longest": 572 + 1})
+
+
+@pytest.mark.parametrize("text", [5, TEXT])
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("table", [PLUGIN, PADDED], ids=["plugin", "padded"])
-def test_what_check_allows_has_a_key_and_the_reverse(table, seed):
-    """The check at submission knows no tables, and must agree with what the tables need."""
-    sizes = CallSizes(profiles(table))
+@pytest.mark.parametrize("table", [PLUGIN, PADDED, CARRIED], ids=["plugin", "padded", "carried"])
+def test_what_check_allows_has_a_key_and_the_reverse(table, seed, text):
+    """The check at submission knows no tables, and must agree with what the tables need.
+
+    Where text is carried it knows no prompts either: it may then refuse what shorter ones would have let through.
+    """
+    sizes, carried = CallSizes(profiles(table), TEXT), table is CARRIED
     draw = np.random.default_rng(seed)
     seen = set()
     for _ in range(40):
         members = [
-            Member(int(draw.integers(1, 4)), *draw.integers(1, 16, 2).tolist(), int(draw.integers(1, 4)))
+            Member(int(draw.integers(1, 4)), *draw.integers(1, 16, 2).tolist(), int(draw.integers(1, 4)), text)
             for _ in range(draw.integers(1, 6))
         ]
         lengths = [tables.slot_count(member) for member in members for _ in member.branches]
@@ -171,20 +214,22 @@ def test_what_check_allows_has_a_key_and_the_reverse(table, seed):
         outcomes = []
         for attempt in (
             lambda lengths=lengths, frames=frames: sizes.check(lengths, frames),
-            lambda members=members: sizes.key(packed(sizes, *members)),
+            lambda members=members: sizes.key(packed(sizes, *members, carried=carried)),
         ):
             try:
                 attempt()
                 outcomes.append(True)
             except BackendError:
                 outcomes.append(False)
-        assert outcomes[0] == outcomes[1], [(m.frames, m.height, m.width, len(m.branches)) for m in members]
+        told = [(m.frames, m.height, m.width, len(m.branches)) for m in members]
+        assert outcomes[0] <= outcomes[1], told
+        assert outcomes[0] == outcomes[1] or (carried and text < TEXT), told
         seen.add(outcomes[0])
     assert seen == {True, False}
 
 
 def test_limits_of_pictures_and_arenas():
-    limits = EngineLimits(profiles(PLUGIN), CallSizes(profiles(PLUGIN)), 8)
+    limits = EngineLimits(profiles(PLUGIN), CallSizes(profiles(PLUGIN), 300), 8)
     assert (limits.text, limits.rows) == (512, 64)
     limits.check_size(512, 512, encodes=True)
     with pytest.raises(BackendError, match="vae_encoder was asked for 528 pixels wide"):
