@@ -12,11 +12,13 @@ from framert.runtime.backends import openvino_attention, openvino_rotary, openvi
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, give_back_memory
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
+from framert.runtime.manifest import Manifest
 from framert.runtime.tables import Tables
 
 PRECISIONS = ("fp32", "bf16")
 # What bf16 computes in bfloat16. The conditioner's products serve every step, and the autoencoder makes the pixels.
 HALF = ("text_encoder", "denoiser")
+FRAMES = 2  # of a usual request, where a bundle has several
 
 
 class OpenVinoBackend:
@@ -47,7 +49,7 @@ class OpenVinoBackend:
                 "and give precision 'bf16', or take another backend"
             )
         self._core = openvino.Core()
-        self._core.add_extension([openvino_attention.extension(), openvino_rotary.extension()])
+        self._core.add_extension([openvino_attention.extension(_logits(bundle.manifest)), openvino_rotary.extension()])
         self.precision = _checked(precision, self._core)
         self._bundle = bundle
         self._openvino = openvino
@@ -176,6 +178,15 @@ def import_openvino() -> Any:
         if present is not None:
             sys.modules[name] = present
     return openvino
+
+
+def _logits(manifest: Manifest) -> int:
+    """Return the logits of one head in a request of the native size with all its branches."""
+    model = manifest.model
+    tokens = min(FRAMES, model.max_frames) * (manifest.native_side // (model.vae_factor * model.patch)) ** 2
+    if "text_source" in manifest.graphs["denoiser"].inputs:  # text is part of the sequences
+        tokens += manifest.prompt_tokens
+    return manifest.guidance_branches * tokens**2
 
 
 def _checked(precision: str | None, core: Any) -> str:

@@ -12,23 +12,32 @@ import numpy as np
 UNSEEN = -1e30  # added to the logit of a token that is not the sequence's own: its weight is exactly zero
 
 
-def extension() -> Any:
-    """Return the conversion of FrameAttention nodes, for ``openvino.Core.add_extension``."""
+# Logits of a product, 64 MiB of fp32. Heads are computed in as many parts as that takes, in no more time: of three
+# sequences of 1100 tokens one head at a time takes 139 MiB, eight at once 485.
+LOGITS = 2**24
+
+
+def extension(per_head: int) -> Any:
+    """Return the conversion of FrameAttention nodes, for ``openvino.Core.add_extension``.
+
+    Args:
+        per_head: logits of one head in a call as large as they are meant to be; a larger one takes more memory.
+    """
     from openvino.frontend.onnx import ConversionExtension
 
-    return ConversionExtension("FrameAttention", "framert", _convert)
+    return ConversionExtension("FrameAttention", "framert", lambda node: _convert(node, per_head))
 
 
-def _convert(node: Any) -> list[Any]:
+def _convert(node: Any, per_head: int) -> list[Any]:
     """Return the output of one node: (tokens, heads, head_dim), as ``kernels.frame_attention`` defines it."""
-    made = _Attention(node)
-    return [(made.with_text() if node.get_input_size() > 5 else made.padded()).output(0)]
+    attention = _Attention(node, per_head)
+    return [(attention.with_text() if node.get_input_size() > 5 else attention.padded()).output(0)]
 
 
 class _Attention:
     """Builds one node. Shapes: queries (sequences, heads, length, width), keys and values with their own heads."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, per_head: int) -> None:
         from openvino import opset13
 
         self.op: Any = opset13
@@ -37,6 +46,8 @@ class _Attention:
         self.softcap, self.scale = node.get_attribute("softcap", 0.0), node.get_attribute("scale", 1.0)
         self.heads, self.width = (query.get_partial_shape()[axis].get_length() for axis in (1, 2))
         self.kv_heads = key.get_partial_shape()[1].get_length()
+        parts = (n for n in range(1, self.kv_heads) if self.kv_heads % n == 0 and self.heads * per_head <= n * LOGITS)
+        self.parts = next(parts, self.kv_heads)
         self.count = self.op.gather(self.op.shape_of(q_range, "i64"), self.whole(0), self.op.constant(0))
 
     def whole(self, *values: int) -> Any:
@@ -87,13 +98,21 @@ class _Attention:
         op = self.op
         # query heads that share a key-value head are neighbours: folded into the rows of one product
         folded = op.concat([self.count, self.whole(self.kv_heads, -1, self.width)], axis=0)
-        logits = op.matmul(op.reshape(query, folded, False), key, False, True)
+        given = [op.reshape(query, folded, False), key, value]
+        parts = zip(*(op.split(x, op.constant(1), self.parts).outputs() for x in given), strict=True)
+        mixed = [self.mixed(q, k, v, mask) for q, k, v in parts]
+        unfolded = op.concat([self.count, self.whole(self.heads, -1, self.width)], axis=0)
+        return op.reshape(op.concat(mixed, axis=1), unfolded, False)
+
+    def mixed(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        """Attend with some of the heads."""
+        op = self.op
+        logits = op.matmul(query, key, False, True)
         if self.softcap:
             logits = op.multiply(op.tanh(logits), self.number(self.softcap))
         if mask is not None:
             logits = op.add(logits, mask)
-        unfolded = op.concat([self.count, self.whole(self.heads, -1, self.width)], axis=0)
-        return op.reshape(op.matmul(op.softmax(logits, -1), value, False, False), unfolded, False)
+        return op.matmul(op.softmax(logits, -1), value, False, False)
 
     def with_text(self) -> Any:
         op = self.op

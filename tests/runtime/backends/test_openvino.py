@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -152,13 +153,13 @@ def run_converted(convert, arrays, **attributes):
     return request.get_output_tensor(0).data.copy()
 
 
-def check_attention(arrays, options):
+def check_attention(arrays, options, per_head=1):
     tensors = [torch.from_numpy(array) for array in arrays]
     doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
     exact = reference.frame_attention(*doubles, **options).numpy()
     plain = reference.frame_attention(*tensors, **options).numpy()
     budget = 2 * np.abs(plain - exact).max() + np.finfo(np.float32).eps * np.abs(exact).max()
-    got = run_converted(openvino_attention._convert, arrays, **options)
+    got = run_converted(partial(openvino_attention._convert, per_head=per_head), arrays, **options)
     assert np.abs(got - exact).max() <= budget
 
 
@@ -193,15 +194,28 @@ def test_attention_without_a_text_apart_takes_any_lengths(lengths, keys, heads, 
     check_attention([*arrays, ranges(lengths), ranges(keys)], {"softcap": softcap, "scale": 8**-0.5})
 
 
+@pytest.mark.parametrize("texts", [(), (2, 4)], ids=["text within", "text apart"])
+@pytest.mark.parametrize(("heads", "kv_heads", "parts"), [(6, 6, 6), (6, 6, 3), (6, 6, 1), (8, 4, 2)])
+def test_heads_in_parts_match_the_reference(heads, kv_heads, parts, texts):
+    generator = np.random.default_rng(0)
+    draw = lambda *shape: generator.standard_normal(shape).astype(np.float32)  # noqa: E731
+    arrays = [draw(14, heads, 8), draw(14, kv_heads, 8), draw(14, kv_heads, 8), ranges((7, 7)), ranges((7, 7))]
+    if texts:
+        arrays += [draw(6, kv_heads, 8), draw(6, kv_heads, 8), ranges(texts), draw(heads)]
+    per_head = parts * openvino_attention.LOGITS // heads
+    check_attention(arrays, {"softcap": 0.0, "scale": 8**-0.5}, per_head)
+
+
 def test_what_is_not_a_sequence_s_own_has_no_weight():
     """Bit for bit: whatever the others hold, and however much longer they are."""
     generator = np.random.default_rng(0)
     arrays = [generator.standard_normal((21, 2, 8)).astype(np.float32) for _ in range(3)]
     options = {"softcap": 0.0, "scale": 1.0}
-    first = run_converted(openvino_attention._convert, [*arrays, ranges((4, 17)), ranges((4, 17))], **options)
+    convert = partial(openvino_attention._convert, per_head=1)
+    first = run_converted(convert, [*arrays, ranges((4, 17)), ranges((4, 17))], **options)
     for array in arrays:
         array[4:] = 1e3 * generator.standard_normal(array[4:].shape)
-    again = run_converted(openvino_attention._convert, [*arrays, ranges((4, 17)), ranges((4, 17))], **options)
+    again = run_converted(convert, [*arrays, ranges((4, 17)), ranges((4, 17))], **options)
     np.testing.assert_array_equal(again[:4], first[:4])
     assert not np.array_equal(again[4:], first[4:])
 
