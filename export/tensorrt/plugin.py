@@ -116,12 +116,23 @@ def check_form(api: Api, form: str, library: Path | None) -> None:
 OTHERS = "choose attention 'plugin' or 'library'"
 
 
-def compile_kernels(shape: ModelShape, dtype: str, targets: Sequence[str], *, ptx: bool = False) -> tuple[Launch, ...]:
+def check_text(form: str, carried: bool) -> None:
+    """Raises: BackendError for a form that lacks what a bundle's attention is. carried: text is in its sequences."""
+    if carried and form == "aot":
+        raise BackendError(
+            f"attention 'aot' attends to a text beside each sequence, and this bundle's text is part of it; {OTHERS}"
+        )
+
+
+def compile_kernels(
+    shape: ModelShape, dtype: str, targets: Sequence[str], *, ptx: bool = False, text: bool = True
+) -> tuple[Launch, ...]:
     """Return the attention kernel of a transformer for each target.
 
     Args:
         dtype: what attention reads and writes: "fp16", "bf16" or "fp32".
         ptx: text in place of machine code.
+        text: whether it attends to a text beside each sequence.
     Raises: ConfigError for a target without kernels; BackendError where Triton cannot compile.
     """
     from framert.kernels.aot.compiler import check_environment, compile_kernel, compiling
@@ -140,7 +151,7 @@ def compile_kernels(shape: ModelShape, dtype: str, targets: Sequence[str], *, pt
             queries = choose(shape.head_dim, kinds[dtype], target.capability).queries
             (chosen,) = (
                 one
-                for one in specializations(shape, kinds[dtype], target.capability)
+                for one in specializations(shape, kinds[dtype], target.capability, text=text)
                 if one.constants["TILE"] == queries
             )
             compiled = compile_kernel(chosen, target, op="frame_attention", model=shape.name)

@@ -6,6 +6,7 @@ import onnx
 from onnx import helper
 
 from framert.export.tensorrt.body import DOMAIN, OPERATOR
+from framert.kernels.plugin.frame_attention import inputs_of
 from framert.kernels.plugin.launch import Launch
 from framert.kernels.plugin.recipe import NAMESPACE, VERSION, pack_recipes
 from framert.kernels.plugin.recipe import OPERATOR as LAUNCHER
@@ -27,13 +28,18 @@ def strip_functions(model: onnx.ModelProto) -> int:
 
 
 def check_nodes(model: onnx.ModelProto, launches: Sequence[Launch]) -> None:
-    """Raises: BackendError if kernels were compiled for another softcap or scale than a node's.
+    """Raises: BackendError if kernels were compiled for another softcap, scale or number of inputs than a node's.
 
     Heads and types are checked by the plugin, which sees the tensors.
     """
     for node in _nodes(model):
         given = {one.name: one.f for one in node.attribute if one.name in ("softcap", "scale")}
         for launch in launches:
+            if len(inputs_of(launch)) != len(node.input):
+                raise BackendError(
+                    f"the kernel {launch.entry} takes {len(inputs_of(launch))} inputs; node {node.name} has "
+                    f"{len(node.input)}: one of them attends to a text beside its sequence, the other does not"
+                )
             for name, value in given.items():
                 compiled = launch.constants[name.upper()]
                 if abs(compiled - value) > TOLERANCE * max(1.0, abs(value)):

@@ -9,7 +9,7 @@ kernel anew whenever a shape changes and never gives it back (NVIDIA/TensorRT is
 from types import GenericAlias
 from typing import Any
 
-from framert.kernels.plugin.frame_attention import INPUTS, KINDS, NAME, NAMESPACE, kernel_values
+from framert.kernels.plugin.frame_attention import INPUTS, KINDS, NAME, NAMESPACE, inputs_of, kernel_values
 from framert.kernels.plugin.launch import ALIGNMENT, Launch
 from framert.runtime.errors import BackendError
 
@@ -96,7 +96,7 @@ def check_order(launch: Launch) -> None:
     """Raises: BackendError unless a kernel takes its arguments as TensorRT passes them: inputs, i32 scalars, output."""
     names = [name for name, _ in launch.arguments]
     kinds = [kind for _, kind in launch.arguments]
-    inputs = [f"{name}_ptr" for name in INPUTS]
+    inputs = [f"{name}_ptr" for name in inputs_of(launch)]
     scalars = kinds[len(inputs) : -1]
     if names[: len(inputs)] != inputs or names[-1] != "out_ptr" or any(kind != "i32" for kind in scalars):
         raise BackendError(f"{launch.entry} takes {', '.join(names)}; TensorRT gives inputs, int32 scalars, outputs")

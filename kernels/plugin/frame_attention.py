@@ -17,6 +17,7 @@ NAME, VERSION, NAMESPACE = "FrameAttention", "1", "framert"
 INPUTS = (
     "query", "key", "value", "q_range", "kv_range", "text_k", "text_v", "text_range", "gate",
 )  # fmt: skip
+OWN = INPUTS[:5]  # of attention without text, which ends there
 SCALARS = ("softcap", "scale")
 EMPTY = np.zeros(0, np.int8)
 RANGES = {"q_range", "kv_range", "text_range"}
@@ -53,14 +54,21 @@ def creator(trt: Any, launches: Sequence[Launch] = ()) -> Any:
     return Creator()
 
 
+def inputs_of(launch: Launch) -> tuple[str, ...]:
+    """Return the names of the inputs that a kernel was compiled for, in order."""
+    return INPUTS if launch.constants.get("TEXT", True) else OWN
+
+
 def kernel_values(inputs: Sequence[Sequence[Any]], pointers: Sequence[Any], output: Any) -> dict[str, Any]:
     """Return the kernel's arguments by name, from the inputs' shapes, their addresses and the output's.
 
-    Sizes are whole numbers, or whatever else multiplies.
+    Sizes are whole numbers, or whatever else multiplies. Without text its strides are 0: nothing reads them.
     """
-    shapes = dict(zip(INPUTS, inputs, strict=True))
-    values = {f"{name}_ptr": pointer for name, pointer in zip(INPUTS, pointers, strict=True)}
-    rows = {name: shapes[name][1] * shapes[name][2] for name in ("query", "key", "value", "text_k", "text_v")}
+    names = INPUTS if len(inputs) == len(INPUTS) else OWN
+    shapes = dict(zip(names, inputs, strict=True))
+    values = {f"{name}_ptr": pointer for name, pointer in zip(names, pointers, strict=True)}
+    packed = ("query", "key", "value", "text_k", "text_v")
+    rows = {name: shapes[name][1] * shapes[name][2] if name in shapes else 0 for name in packed}
     return {
         **values,
         "tokens": shapes["query"][0],
@@ -76,7 +84,7 @@ def supported(trt: Any, position: int, descriptions: Sequence[Any], launches: Se
 
     All packed tensors have one type; ranges are int32 and the gate is fp32.
     """
-    name = INPUTS[position] if position < len(INPUTS) else "query"
+    name = INPUTS[position] if position < len(descriptions) - 1 else "query"
     this = descriptions[position].desc
     if this.format != trt.TensorFormat.LINEAR:
         return False

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from framert.kernels.plugin.frame_attention import INPUTS, RANGES, kernel_values
+from framert.kernels.plugin.frame_attention import INPUTS, RANGES, inputs_of, kernel_values
 from framert.kernels.plugin.launch import Launch
 
 OPERATOR, VERSION, NAMESPACE = "KernelLauncher", "1", "framert"
@@ -18,8 +18,9 @@ RANKS = {name: 2 if name in RANGES else 1 if name == "gate" else 3 for name in I
 
 def recipe(launch: Launch) -> str:
     """Return the text of a launch of FrameAttention; every line is a keyword and its value, see launch_recipe.hpp."""
-    shapes = [[_Size(f"d{place}_{axis}") for axis in range(rank)] for place, rank in enumerate(RANKS.values())]
-    values = kernel_values(shapes, [f"input {place}" for place in range(len(INPUTS))], "output 0")
+    names = inputs_of(launch)
+    shapes = [[_Size(f"d{place}_{axis}") for axis in range(RANKS[name])] for place, name in enumerate(names)]
+    values = kernel_values(shapes, [f"input {place}" for place in range(len(names))], "output 0")
     kinds = dict(launch.arguments)
     constants = {name: value for name, value in launch.constants.items() if type(value) is int}
     known = {name: f"({values[name]})" for name, kind in launch.arguments if kind == "i32"} | constants
@@ -33,13 +34,15 @@ def recipe(launch: Launch) -> str:
         f"shared_memory {launch.shared_memory}",
         "workspace 0",
         "grid " + " ; ".join(_written(expression, known) for expression in launch.grid),
-        *(f"input {kinds[f'{name}_ptr'][1:]} {RANKS[name]}" for name in INPUTS),
+        *(f"input {kinds[f'{name}_ptr'][1:]} {RANKS[name]}" for name in names),
         f"output {query} d0_0 ; d0_1 ; d0_2",
     ]
-    for place, name in ((0, "query"), (1, "key"), (2, "value"), (5, "text_k"), (6, "text_v")):
-        heads = constants["HEADS" if name == "query" else "KV_HEADS"]
-        lines += [f"require d{place}_1 = {heads}", f"require d{place}_2 = {constants['HEAD_DIM']}"]
-    lines += [f"require d{INPUTS.index('gate')}_0 = {constants['HEADS']}"]
+    for place, name in enumerate(names):
+        if RANKS[name] == 3:
+            heads = constants["HEADS" if name == "query" else "KV_HEADS"]
+            lines += [f"require d{place}_1 = {heads}", f"require d{place}_2 = {constants['HEAD_DIM']}"]
+    if "gate" in names:
+        lines += [f"require d{names.index('gate')}_0 = {constants['HEADS']}"]
     for name, kind in launch.arguments:
         value = values[name] if kind.startswith("*") else f"i32 {values[name]}"
         lines.append(f"argument {value}" + (" divisible" if name in launch.divisible else ""))

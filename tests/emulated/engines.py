@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import helper
 
 from framert.export.tensorrt.prepare import beside_graphs, prepare
 from framert.kernels.plugin.launch import Launch, pack
@@ -42,8 +43,9 @@ def build(
     graphs = {}
     with new_bundle(output) as folder, tempfile.TemporaryDirectory() as work:
         for number, (name, rows) in enumerate(table.items()):
-            if plugin:  # the bundle's own function computes what the kernel would
+            if plugin:
                 graph, proto = opened.manifest.graphs[name], onnx.load(opened.graph_path(name))
+                _zero_the_rest(proto)
             else:
                 ready = prepare(opened, name, None, Path(work))
                 graph = ready.graph
@@ -73,3 +75,21 @@ def build(
                            provenance={**opened.manifest.provenance, **origin})  # fmt: skip
         write_manifest(folder, manifest)
     return output
+
+
+def _zero_the_rest(model: onnx.ModelProto) -> None:
+    """Let the bundle's own function compute what the kernel would, which zeroes tokens behind all sequences."""
+    for function in model.functions:
+        if function.name == "FrameAttention":
+            (output,) = function.output
+            for node in function.node:
+                node.output[:] = ["covered" if name == output else name for name in node.output]
+            function.node.extend([
+                helper.make_node("Shape", ["query"], ["all_tokens"], start=0, end=1),
+                helper.make_node("Shape", ["covered"], ["covered_tokens"], start=0, end=1),
+                helper.make_node("Sub", ["all_tokens", "covered_tokens"], ["tokens_left"]),
+                helper.make_node("Constant", [], ["nothing_before"], value_ints=[0, 0, 0]),
+                helper.make_node("Constant", [], ["nothing_within"], value_ints=[0, 0]),
+                helper.make_node("Concat", ["nothing_before", "tokens_left", "nothing_within"], ["pads"], axis=0),
+                helper.make_node("Pad", ["covered", "pads"], [output]),
+            ])  # fmt: skip

@@ -1,6 +1,10 @@
 """Bundles whose text is part of the sequence, prepared for TensorRT: the same numbers, and graphs that it takes."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +17,12 @@ from PIL import Image
 
 import framert
 from framert.export.families import univg_cases
-from framert.export.tensorrt.builder import build
+from framert.export.tensorrt import builder
+from framert.export.tensorrt.builder import Options, build
 from framert.export.tensorrt.padded import write_padded
 from framert.export.tensorrt.prepare import prepare
 from framert.runtime.bundle import Bundle
+from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Manifest
 from framert.runtime.profiles import Capacity
 
@@ -124,3 +130,43 @@ def test_clips_are_parsed(padded):
     parser = api.parse(network, padded["sd3"] / graph.files[0])
     assert {network.get_input(index).name for index in range(network.num_inputs)} == set(graph.inputs)
     del parser, builder
+
+
+PLUGIN = """
+import json, sys
+from framert.export.tensorrt import builder
+from framert.runtime.profiles import Capacity
+plan = builder.profiles.plan_profiles
+builder.profiles.plan_profiles = lambda *given, **more: {"denoiser": plan(*given, **more)["denoiser"]}
+(built,) = builder.build(
+    sys.argv[1], sys.argv[2], targets=["sm_89"], backend="tensorrt-rtx", precision="fp16", progress=False,
+    capacity=Capacity(tokens=(256,), sequences=3), options=builder.Options(attention="plugin"),
+)
+print(json.dumps([built.plugins, sorted(json.load(open(sys.argv[2] + "/profiles.json"))["denoiser"][0])]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("rtx")
+def test_the_plugin_attends_without_a_text_beside(bundles, tmp_path):
+    """Every attention is the plugin's: two joint ones, and the image's own."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PLUGIN, bundles["sd3"], tmp_path / "b"], capture_output=True,
+                          text=True, env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plugins, axes = json.loads(done.stdout.splitlines()[-1])
+    assert plugins == 3
+    assert "text_tokens" in axes
+    assert not {"longest", "text_longest"} & set(axes)
+
+
+def test_the_form_without_python_is_refused(bundles, tmp_path):
+    api = type(
+        "Installed", (), {"check_targets": lambda *_: None, "builder": lambda _: None, "config": lambda *_, **__: None}
+    )()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "load", lambda _: api)
+        with pytest.raises(BackendError, match="'aot' attends to a text beside each sequence, and this bundle's text"):
+            builder.build(bundles["univg"], tmp_path / "b", targets=["sm_89"], options=Options(attention="aot"))
+    assert not list(tmp_path.iterdir())

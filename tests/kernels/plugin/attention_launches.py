@@ -11,10 +11,10 @@ SHAPE = ModelShape(
 )
 
 
-def launches(dtype: Any = "fp16", targets: tuple[str, ...] = ("sm_86", "sm_89")) -> list[Launch]:
+def launches(dtype: Any = "fp16", targets: tuple[str, ...] = ("sm_86", "sm_89"), *, text: bool = True) -> list[Launch]:
     made = []
     for target in targets:
-        one = kernel.specializations(SHAPE, dtype, int(target.removeprefix("sm_")))[0]
+        one = kernel.specializations(SHAPE, dtype, int(target.removeprefix("sm_")), text=text)[0]
         arguments = tuple((name, kind) for name, kind in one.signature.items() if kind != "constexpr")
         made.append(
             Launch(
@@ -33,8 +33,9 @@ def launches(dtype: Any = "fp16", targets: tuple[str, ...] = ("sm_86", "sm_89"))
     return made
 
 
-def shapes(tokens: int = 50, sequences: int = 3, capacity: int = 7) -> list[tuple[int, ...]]:
+def shapes(tokens: int = 50, sequences: int = 3, capacity: int = 7, *, text: bool = True) -> list[tuple[int, ...]]:
+    """Return the shapes of FrameAttention's inputs, ``capacity`` being that of the text arenas."""
     kv = (tokens, SHAPE.kv_heads, SHAPE.head_dim)
-    text = (capacity, *kv[1:])
-    return [(tokens, SHAPE.heads, SHAPE.head_dim), kv, kv, (sequences, 2), (sequences, 2), text, text, (sequences, 2),
-            (SHAPE.heads,)]  # fmt: skip
+    arena = (capacity, *kv[1:])
+    own = [(tokens, SHAPE.heads, SHAPE.head_dim), kv, kv, (sequences, 2), (sequences, 2)]
+    return [*own, arena, arena, (sequences, 2), (SHAPE.heads,)] if text else own

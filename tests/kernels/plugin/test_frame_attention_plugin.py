@@ -56,10 +56,11 @@ def fields(**more: Any) -> list[Any]:
     return given + [SimpleNamespace(name=name, data=data) for name, data in more.items()]
 
 
-def descriptions(dtype: Any = DataType.HALF) -> list[Any]:
-    kinds = [DataType.INT32 if name.endswith("range") else dtype for name in INPUTS]
-    kinds[-1] = DataType.FLOAT
-    sizes = shapes()
+def descriptions(dtype: Any = DataType.HALF, *, text: bool = True) -> list[Any]:
+    sizes = shapes(text=text)
+    kinds = [DataType.INT32 if name.endswith("range") else dtype for name in INPUTS[: len(sizes)]]
+    if text:
+        kinds[-1] = DataType.FLOAT
     return [
         SimpleNamespace(desc=SimpleNamespace(type=kind, format=Format.LINEAR, dims=size))
         for kind, size in zip([*kinds, dtype], [*sizes, sizes[0]], strict=True)
@@ -69,18 +70,20 @@ def descriptions(dtype: Any = DataType.HALF) -> list[Any]:
 @pytest.mark.parametrize(
     ("dtype", "kind"), [("fp16", DataType.HALF), ("bf16", DataType.BF16), ("fp32", DataType.FLOAT)]
 )
-def test_types_and_formats(dtype: str, kind: Any) -> None:
-    plugin = creator(fake_trt(), launches(dtype)).create_plugin("node", fields(), None)
-    good = descriptions(kind)
-    assert all(plugin.supports_format_combination(place, good, 9) for place in range(10))
-    for place in range(10):
-        bad = descriptions(kind)
+@pytest.mark.parametrize("text", [True, False], ids=["with text", "without text"])
+def test_types_and_formats(dtype: str, kind: Any, text: bool) -> None:
+    plugin = creator(fake_trt(), launches(dtype, text=text)).create_plugin("node", fields(), None)
+    good = descriptions(kind, text=text)
+    count = len(good) - 1
+    assert all(plugin.supports_format_combination(place, good, count) for place in range(count + 1))
+    for place in range(count + 1):
+        bad = descriptions(kind, text=text)
         bad[place].desc.format = Format.CHW32
-        assert not plugin.supports_format_combination(place, bad, 9)
-        bad = descriptions(kind)
+        assert not plugin.supports_format_combination(place, bad, count)
+        bad = descriptions(kind, text=text)
         bad[place].desc.type = next(other for other in DataType if other != good[place].desc.type)
-        assert not plugin.supports_format_combination(place, bad, 9)
-    assert plugin.get_output_data_types([kind] * 9) == [kind]
+        assert not plugin.supports_format_combination(place, bad, count)
+    assert plugin.get_output_data_types([kind] * count) == [kind]
     assert plugin.get_output_shapes(["query", "key"], [], None) == ["query"]
     assert plugin.get_workspace_size([], []) == 0
 
@@ -188,20 +191,22 @@ def test_a_gpu_without_a_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         plugin.enqueue([], [], [], [], 0, 5)
 
 
-@pytest.mark.parametrize("text", [(5, 0, 2), (1, 1, 1)], ids=str)
-def test_the_arguments_make_the_kernel_compute_attention(text: tuple[int, ...], device: str) -> None:
+@pytest.mark.parametrize("text", [(5, 0, 2), (1, 1, 1), None], ids=str)
+def test_the_arguments_make_the_kernel_compute_attention(text: tuple[int, ...] | None, device: str) -> None:
     """The plugin's grid and arguments by name, given to the kernel itself."""
     torch.manual_seed(0)
     lengths = (17, 0, 33)
-    tokens, (launch,) = sum(lengths), launches("fp32", ("sm_80",))
+    tokens, (launch,) = sum(lengths), launches("fp32", ("sm_80",), text=text is not None)
 
     def ranges(sizes: tuple[int, ...]) -> torch.Tensor:
         ends = np.cumsum(sizes)
         return torch.tensor([(end - size, size) for end, size in zip(ends, sizes, strict=True)], dtype=torch.int32)
 
-    sizes = dict(zip(INPUTS, shapes(tokens, len(lengths), sum(text)), strict=True))
+    sizes = dict(zip(INPUTS, shapes(tokens, len(lengths), sum(text or ()), text=text is not None), strict=False))
     tensors = {name: torch.randn(size, device=device) for name, size in sizes.items()}
-    tensors |= {"q_range": ranges(lengths), "kv_range": ranges(lengths), "text_range": ranges(text)}
+    tensors |= {"q_range": ranges(lengths), "kv_range": ranges(lengths)}
+    if text is not None:
+        tensors["text_range"] = ranges(text)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     out = torch.full_like(tensors["query"], float("nan"))
     values: dict[str, Any] = kernel_values(list(sizes.values()), list(tensors.values()), out)  # type: ignore[arg-type]

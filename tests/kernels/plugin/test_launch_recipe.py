@@ -50,17 +50,18 @@ def launched(program: Path, folder: Path, field: bytes, sizes: Any, address: int
     return run(program, "launch", folder / "field", address, *words)
 
 
+@pytest.mark.parametrize("text", [True, False], ids=["with text", "without text"])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize(("tokens", "sequences"), [(50, 3), (1, 1), (70000, 64)])
 def test_numbers_are_the_python_launchers(
-    dtype: str, tokens: int, sequences: int, program: Path, tmp_path: Path
+    dtype: str, tokens: int, sequences: int, text: bool, program: Path, tmp_path: Path
 ) -> None:
-    made, sizes = [replace(one, image=one.target.encode() * 3) for one in launches(dtype)], shapes(tokens, sequences)
+    made = [replace(one, image=one.target.encode() * 3) for one in launches(dtype, text=text)]
+    sizes = shapes(tokens, sequences, text=text)
     done = launched(program, tmp_path, pack_recipes(made), sizes)
     assert done.returncode == 0, done.stderr
-    values = kernel_values(
-        sizes, [ADDRESS + 4096 * place for place in range(len(INPUTS))], ADDRESS + 4096 * len(INPUTS)
-    )
+    assert len(sizes) == (len(INPUTS) if text else 5)
+    values = kernel_values(sizes, [ADDRESS + 4096 * place for place in range(len(sizes))], ADDRESS + 4096 * len(sizes))
     numbers = {name: value for name, value in values.items() if not name.endswith("_ptr")}
     expected = []
     for one in made:

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import framert
+from framert.kernels.plugin.launch import Launch
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.profiles import Capacity
@@ -32,6 +33,10 @@ REQUESTS = {
 }  # fmt: skip
 CASES = [(family, name) for family, calls in REQUESTS.items() for name in calls]
 SMALL = Capacity(tokens=(64, 256), sequences=8, side=64)
+LAUNCH = Launch(
+    target="sm_89", entry="kernel", arguments=(), divisible=(), constants={"TEXT": False}, grid=("1", "1", "1"),
+    threads=128, shared_memory=0, kernel_hash="0123456789abcdef" * 4, image=b"cubin",
+)  # fmt: skip
 
 
 def relative(got, exact):
@@ -77,6 +82,17 @@ def test_packed_raggedly_equals_onnxruntime(family, machine, engines, expected):
     tickets = {name: engine.submit(framert.Request(**call)) for name, call in REQUESTS[family].items()}
     for name, ticket in tickets.items():
         assert relative(ticket.result().latents, expected[family, name].latents) < 1e-4
+
+
+def test_a_plugins_engine_has_no_windows(machine, bundles, build_engines, expected, tmp_path):
+    made = machine()
+    path = build_engines(bundles["univg"], tmp_path / "b", capacity=SMALL, launches=[LAUNCH])
+    engine = framert.load(path, backend="tensorrt").engine()
+    tickets = {name: engine.submit(framert.Request(**call)) for name, call in REQUESTS["univg"].items()}
+    for name, ticket in tickets.items():
+        assert relative(ticket.result().latents, expected["univg", name].latents) < 1e-4
+    steps = [shapes for graph, _, shapes in made.trt["tensorrt"].calls if graph == "denoiser"]
+    assert all("window" not in shapes and shapes["q_range"][0] % 8 == 0 for shapes in steps)
 
 
 def test_packed_equals_alone_bit_for_bit_within_a_bucket(machine, engines):
