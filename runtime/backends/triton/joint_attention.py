@@ -41,40 +41,40 @@ class JointAttention:
 
         Returns: (tokens, hidden) and (words, hidden). norms: see ``joint_weights.Attention``.
         """
-        mixed = self._mixed(image, text, norms, self._queries, self._keys)
+        mixed = self._attend(*self._together(image, text, norms), self._queries, self._keys)
         return mixed[: self._tokens], mixed[self._tokens :]
 
     def joint_to_image(self, image: Tensor, text: Tensor, norms: Tensor | None) -> Tensor:
         """Attend from the image alone to both; text: (words, 2 * hidden), key and value."""
-        return self._mixed(image, text, norms, self._image_range, self._joint)
+        query, key, value = self._together(image, text, norms)
+        return self._attend(query[: self._tokens], key, value, self._image_range, self._joint)
 
     def image(self, image: Tensor, norms: Tensor | None) -> Tensor:
         """Attend from the image to the image."""
         heads, count = self._heads(image), self._weights.heads
         query_key = self._normed(heads[:, : 2 * count], norms, self._alone)
-        return self._attend(query_key, heads[:, 2 * count :], self._image_range, self._image_keys)
+        value = heads[:, 2 * count :]
+        return self._attend(query_key[:, :count], query_key[:, count:], value, self._image_range, self._image_keys)
 
-    def _mixed(self, image: Tensor, text: Tensor, norms: Tensor | None, queries: Tensor, keys: Tensor) -> Tensor:
+    def _together(self, image: Tensor, text: Tensor, norms: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value of both streams in their places, (tokens + words, heads, head_dim) each."""
         own, other, count = self._heads(image), self._heads(text), self._weights.heads
         rows = len(own) + len(other)
-        query_key = own.new_zeros(rows, 2 * count, own.shape[2])  # zeros: the last layer's text has no queries
+        query_key = own.new_empty(rows, 2 * count, own.shape[2])
         value = own.new_empty(rows, count, own.shape[2])
         query_key[: len(own), :count] = own[:, :count]
-        if other.shape[1] == 3 * count:
-            query_key[len(own) :, :count] = other[:, :count]
+        # the last layer's text has no queries, and nobody reads what is made of zeros
+        query_key[len(own) :, :count] = other[:, :count] if other.shape[1] == 3 * count else 0
         for heads, place in ((own, self._image_place), (other, self._text_place)):
             query_key[:, count:].index_copy_(0, place, heads[:, -2 * count : -count])
             value.index_copy_(0, place, heads[:, -count:])
-        return self._attend(self._normed(query_key, norms, self._both), value, queries, keys)
+        query_key = self._normed(query_key, norms, self._both)
+        return query_key[:, :count], query_key[:, count:], value
 
-    def _attend(self, query_key: Tensor, value: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-        count = self._weights.heads
-        query = query_key[:, :count]
-        if queries is self._image_range:
-            query = query[: self._tokens]
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
         mixed: Tensor = frame_attention(
-            query, query_key[:, count:], value, queries, keys, softcap=0.0, scale=self._weights.scale,
-            impl=self._impl, query_tile=query_tile(len(value)),
+            query, key, value, queries, keys, softcap=0.0, scale=self._weights.scale, impl=self._impl,
+            query_tile=query_tile(len(value)),
         )  # fmt: skip
         return mixed.flatten(1)
 

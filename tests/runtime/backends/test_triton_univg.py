@@ -1,5 +1,7 @@
 """UniVG and Stable Diffusion 3 through an engine on backend "triton", on the CPU by the references of its kernels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,9 @@ pytest.importorskip("triton")
 pytest.importorskip("diffusers")
 
 import framert  # noqa: E402
+from framert.runtime.backends import create  # noqa: E402
 from framert.runtime.backends.triton import joint_attention  # noqa: E402
+from framert.runtime.bundle import Bundle  # noqa: E402
 from framert.runtime.errors import BackendError, ConfigError  # noqa: E402
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -120,6 +124,16 @@ def test_warm_up_changes_nothing(loaded):
 def test_there_is_nothing_to_reuse(loaded):
     with pytest.raises(ConfigError, match="nothing to reuse"):
         loaded("fp32").generate(prompt="<t2i> a cube", steps=1, size=(32, 32), reuse=2)
+
+
+@pytest.mark.parametrize("stored", ["int8", "float16", "int4"])
+def test_bundles_already_quantized_are_refused(stored, univg_bundle):
+    opened = Bundle.open(univg_bundle)
+    graphs = dict(opened.manifest.graphs)
+    graphs["denoiser"] = replace(graphs["denoiser"], precision=stored)
+    other = replace(opened, manifest=replace(opened.manifest, graphs=graphs))
+    with pytest.raises(BackendError, match=f"has its denoiser in {stored}, .*export the checkpoint in fp32"):
+        create("triton", other, threads=None, impl="reference")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
