@@ -12,8 +12,8 @@ import numpy as np
 UNSEEN = -1e30  # added to the logit of a token that is not the sequence's own: its weight is exactly zero
 
 
-# Logits of a product, 64 MiB of fp32. Heads are computed in as many parts as that takes, in no more time: of three
-# sequences of 1100 tokens one head at a time takes 139 MiB, eight at once 485.
+# Logits of a product, 64 MiB of fp32. Heads are computed in as many parts as that takes, in about the same time: eight
+# heads of three sequences of 1100 tokens take 485 MiB at once and 310 one by one, in bfloat16 260 and 166.
 LOGITS = 2**24
 
 
