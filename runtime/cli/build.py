@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens",
         type=buckets,
         metavar="N,N,..",
-        help="buckets of model tokens per call, guidance branches counted (default: 2, 4 and 16 native pictures)",
+        help="buckets of model tokens per call, guidance branches counted (default: 1, 2 and 8 guided native pictures)",
     )
     for name, text in (
         ("sequences", "sequences per call: each guidance branch of each request is one (default: 8)"),

@@ -121,6 +121,16 @@ def test_steps_are_replayed_and_features_may_be_none(machine, engines):
     assert [graph for graph, *_ in calls[before:]] == ["vae_decoder"]
 
 
+def test_warm_up_runs_on_nothing(machine, engines, expected):
+    """Before any prompt: no text, one sequence. Requests give what they give without it."""
+    made = machine()
+    pipe = framert.load(engines["univg"], backend="tensorrt")
+    pipe.warm_up([16, 200])
+    assert made.cuda.launches
+    got = pipe.run(**REQUESTS["univg"]["two guidances"])
+    assert relative(got.latents, expected["univg", "two guidances"].latents) < 1e-4
+
+
 def test_low_memory_holds_one_engine_at_a_time(machine, engines, expected):
     made = machine()
     pipe = framert.load(engines["univg"], backend="tensorrt", low_memory=True)
