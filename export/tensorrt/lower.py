@@ -1,5 +1,6 @@
-"""Operators of opset 23 written in older ones, for TensorRT whose parser does not have them (10.3, of JetPack 6)."""
+"""Operators of opsets 20 to 23 written in older ones, for a TensorRT whose parser does not have them (JetPack 6's)."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -86,11 +87,29 @@ def _rotate(body: _Body, node: onnx.NodeProto) -> None:
     body.add("Reshape", turned, body.constant([0, 0, -1], np.int64), output=node.output[0])
 
 
-def _attributes(node: onnx.NodeProto) -> dict[str, float]:
+def _gelu(body: _Body, node: onnx.NodeProto) -> None:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), or (1 + erf(x / sqrt(2))), in fp32 whatever its type."""
+    (source,) = node.input
+    x = body.add("Cast", source, to=onnx.TensorProto.FLOAT)
+
+    def scaled(value: str, factor: float) -> str:
+        return body.add("Mul", value, body.constant(factor, np.float32))
+
+    if _attributes(node).get("approximate", b"none") == b"tanh":
+        cubed = body.add("Mul", body.add("Mul", x, x), x)
+        bent = body.add("Tanh", scaled(body.add("Add", x, scaled(cubed, 0.044715)), math.sqrt(2 / math.pi)))
+    else:
+        bent = body.add("Erf", scaled(x, math.sqrt(0.5)))
+    share = body.add("Add", bent, body.constant(1.0, np.float32))
+    body.add("CastLike", body.add("Mul", scaled(x, 0.5), share), source, output=node.output[0])
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 OPERATORS: Mapping[str, Callable[[_Body, onnx.NodeProto], None]] = {
     "RMSNormalization": _rms_norm,
     "RotaryEmbedding": _rotate,
+    "Gelu": _gelu,
 }

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("diffusers")
@@ -19,6 +20,7 @@ import framert
 from framert.export.families import univg_cases
 from framert.export.tensorrt import builder
 from framert.export.tensorrt.builder import Options, build
+from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.padded import write_padded
 from framert.export.tensorrt.prepare import prepare
 from framert.runtime.bundle import Bundle
@@ -170,3 +172,23 @@ def test_the_form_without_python_is_refused(bundles, tmp_path):
         with pytest.raises(BackendError, match="'aot' attends to a text beside each sequence, and this bundle's text"):
             builder.build(bundles["univg"], tmp_path / "b", targets=["sm_89"], options=Options(attention="aot"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("half", [None, "fp16"], ids=str)
+@pytest.mark.parametrize("name", ["text_encoder", "denoiser"])
+def test_operators_that_old_parsers_lack_are_written_in_older_ones(name, half, bundles, open_session, tmp_path):
+    """Gelu as CLIP has it and as the transformer has it, and the norms of queries and keys."""
+    bundle = Bundle.open(bundles["sd3"])
+    assert "Gelu" in {node.op_type for node in onnx.load(bundle.graph_path(name)).graph.node}
+    made, own = (prepare(bundle, name, half, tmp_path, missing=missing) for missing in (OPERATORS, ()))
+    proto = onnx.load_from_string(made.content)
+    assert not {node.op_type for node in proto.graph.node} & set(OPERATORS)
+    inputs = open_session(bundle.graph_path(name)).get_inputs()
+    if name == "denoiser":
+        case = cases_of(bundle.manifest, open_session(bundle.graph_path("conditioner")))[1]
+        case |= window(case)
+    else:
+        case = {one.name: np.arange(1, 78, dtype=np.int64)[None] for one in inputs}
+    session, exact = open_session(made.content), open_session(own.content or own.file)
+    for found, expected in zip(session.run(None, case), exact.run(None, case), strict=True):
+        assert relative(found, expected) <= (1e-6 if half is None else 2e-3)
