@@ -12,10 +12,10 @@ import onnx
 from onnx import helper
 
 from framert.export.tensorrt.padded_functions import layer_function, tables_function, text_tables_function
-from framert.runtime.windows import WINDOWS
 
 OPERATOR = "FrameAttention"
 DOMAIN = "framert"
+WINDOWS = {"window": "longest", "text_window": "text_longest"}  # input -> name of its one free axis
 INPUTS = (
     "query",
     "key",

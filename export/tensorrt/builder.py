@@ -21,7 +21,7 @@ from framert.export.tensorrt import memory, timing
 from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
 from framert.export.tensorrt.lower import OPERATORS
-from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, check_text, compile_kernels
+from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, check_text, compile_kernels, text_apart
 from framert.export.tensorrt.prepare import Prepared, beside_graphs, prepare
 from framert.export.tensorrt.targets import check_precision, parse_targets
 from framert.runtime import profiles
@@ -29,7 +29,6 @@ from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifes
 from framert.runtime.errors import BackendError, BundleError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
 from framert.runtime.profiles import Capacity, Profile
-from framert.runtime.sizes import carries_text
 
 PROFILES = "profiles.json"
 ATTENTION = ("padded", *FORMS)
@@ -113,7 +112,7 @@ def build(
     api.config(api.builder(), targets, weight_streaming=options.weight_streaming, compatible=options.compatible)
     with_plugin = options.attention != "padded"
     if with_plugin or options.plugin_library is not None:
-        check_text(options.attention, carries_text(opened.manifest))
+        check_text(options.attention, opened.manifest)
         check_form(api, options.attention, options.plugin_library)
     table = profiles.plan_profiles(opened.manifest, capacity, plugin=with_plugin)
     free = memory.available()
@@ -173,7 +172,7 @@ def _plugin(bundle: Bundle, half: str | None, targets: Sequence[str], options: O
         dtype,
         targets,
         ptx=options.attention == "aot",
-        text=not carries_text(bundle.manifest),
+        text=text_apart(bundle.manifest),
     )
     return Plugin(form=options.attention, launches=launches, library=options.plugin_library)
 

@@ -17,6 +17,7 @@ from framert.kernels.plugin.aot_plugin import AotPlugin, check_order
 from framert.kernels.plugin.launch import Launch
 from framert.kernels.specialization import ModelShape
 from framert.runtime.errors import BackendError, ConfigError
+from framert.runtime.manifest import Manifest
 
 # How attention is run -> what has to be registered wherever the engine runs, None for nothing.
 FORMS = {"plugin": frame_attention.NAME, "aot": None, "library": recipe.OPERATOR}
@@ -116,9 +117,14 @@ def check_form(api: Api, form: str, library: Path | None) -> None:
 OTHERS = "choose attention 'plugin' or 'library'"
 
 
-def check_text(form: str, carried: bool) -> None:
-    """Raises: BackendError for a form that lacks what a bundle's attention is. carried: text is in its sequences."""
-    if carried and form == "aot":
+def text_apart(manifest: Manifest) -> bool:
+    """Return whether attention has a text beside each sequence, in arenas; else text is part of the sequences."""
+    return "text_k" in manifest.graphs["denoiser"].inputs
+
+
+def check_text(form: str, manifest: Manifest) -> None:
+    """Raises: BackendError for a form that lacks what a bundle's attention is."""
+    if form == "aot" and not text_apart(manifest):
         raise BackendError(
             f"attention 'aot' attends to a text beside each sequence, and this bundle's text is part of it; {OTHERS}"
         )

@@ -9,14 +9,13 @@ import onnx
 import onnx_ir as ir
 
 from framert.export.precision import WORDS
-from framert.export.tensorrt.body import swap
+from framert.export.tensorrt.body import WINDOWS, swap
 from framert.export.tensorrt.half import cast
 from framert.export.tensorrt.lower import lower
 from framert.export.tensorrt.plugin import Plugin
 from framert.export.weights import STORED, Array, Weight, write_model
 from framert.runtime.bundle import Bundle
 from framert.runtime.manifest import Graph, Manifest, TensorSpec
-from framert.runtime.windows import WINDOWS
 
 LARGE = 1024  # values from which a constant is a weight, read when it is written
 
