@@ -27,7 +27,7 @@ EXACT = {
 # Operators of whose inputs only some are values; the others keep their types. FrameAttention's gate is always fp32.
 VALUES = {"Resize": (0,), "FrameAttention": (0, 1, 2, 5, 6)}
 FLOAT = ir.DataType.FLOAT
-HALF_MOST = 65504.0  # the largest fp16
+MOST = {ir.DataType.FLOAT16: 65504.0, ir.DataType.BFLOAT16: 2.0**128 - 2.0**120}  # the largest numbers
 
 
 def cast(model: ir.Model, weights: Mapping[str, Weight], precision: str) -> dict[str, Weight]:
@@ -136,17 +136,17 @@ class _Cast:
 
 
 def _bounded(values: Array, dtype: ir.DataType) -> Array:
-    """Return values that fp16 holds, if that is the type: a mask's lowest number of fp32 stays a number."""
-    return values.clip(-HALF_MOST, HALF_MOST) if dtype is ir.DataType.FLOAT16 else values
+    """Return values within what a half type holds: a mask's lowest number of fp32 stays a number in either."""
+    return values.clip(-MOST[dtype], MOST[dtype]) if dtype in MOST else values
 
 
 def _rounded(weight: Weight, dtype: ir.DataType) -> Weight:
     """Return the weight rounded to nearest; its values are the bits, as ``Weight`` stores types that numpy lacks."""
 
     def read() -> Array:
-        values = weight.read()
+        values = _bounded(weight.read(), dtype)
         if dtype is ir.DataType.FLOAT16:
-            return _bounded(values, dtype).astype(np.float16)
+            return values.astype(np.float16)
         return values.astype(ml_dtypes.bfloat16).view(np.uint16)
 
     return replace(weight, read=read, type=dtype.value)

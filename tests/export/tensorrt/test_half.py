@@ -125,6 +125,35 @@ def test_quantized_weights_are_dequantized_to_half(tmp_path: Path) -> None:
     assert found.raw_data == packed.raw_data
 
 
+@pytest.mark.parametrize("outside", [False, True], ids=["constant", "weight"])
+@pytest.mark.parametrize("precision", TYPES)
+def test_a_masks_lowest_number_stays_a_number(precision: str, outside: bool, tmp_path: Path) -> None:
+    """Rounded to nearest it would be infinite in bf16 as it is in fp16."""
+    mask = np.array([0, 1, np.finfo(np.float32).min, np.finfo(np.float32).max] * 4, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"]),
+        helper.make_node("Add", ["a", "mask"], ["b"]),
+        helper.make_node("MatMul", ["b", "first"], ["y"]),
+    ]
+    ends = [[helper.make_tensor_value_info(name, FLOAT, ["n", 16])] for name in ("x", "y")]
+    tensors = [numpy_helper.from_array(array, name) for name, array in (("first", WEIGHTS["first"]), ("mask", mask))]
+    opset = [helper.make_opsetid("", 23)]
+    proto = helper.make_model(helper.make_graph(nodes, "g", *ends, tensors), opset_imports=opset, ir_version=11)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    weights = {}
+    if outside:
+        model.graph.initializers.pop("mask").const_value = None
+        weights["mask"] = Weight(mask.shape, lambda: mask)
+    write_model(model, cast(model, weights, precision), [], tmp_path, "g")
+    kept = {tensor.name: tensor for tensor in onnx.load(tmp_path / "g.onnx").graph.initializer}
+    found = kept[f"mask_{TYPES[precision].name.lower()}"]
+    assert found.data_type == TYPES[precision].value
+    values = numpy_helper.to_array(found).astype(np.float32)
+    assert values[:2].tolist() == [0, 1]
+    most = float(ml_dtypes.finfo(TYPES[precision].numpy()).max)
+    assert values[2:4].tolist() == [-most, most]
+
+
 def test_other_precisions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="precision is 'fp8'; choose one of fp16, bf16"):
         graph(tmp_path, "fp8")
