@@ -8,9 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from framert.runtime.bundle import MANIFEST, new_bundle
+from framert.runtime.bundle import MANIFEST, Bundle, new_bundle
 from framert.runtime.cli.lazy import export_module
-from framert.runtime.errors import OutputError
+from framert.runtime.errors import BundleError, OutputError
+from framert.runtime.sizes import carries_text
 
 NAME = "kernels"
 SUMMARY = "compile the GPU kernels ahead of time"
@@ -53,10 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     targets = parse_targets(arguments.target)
     if arguments.output:
         _check_free(Path(arguments.output), arguments.force)
-    if arguments.bundle:
-        shapes = [export_module("model_shape", NAME).model_shape(arguments.bundle)]
-    else:
-        shapes = [ops.PUBLISHED, ops.BLOCKS]
+    shapes = [_shape(arguments.bundle)] if arguments.bundle else [ops.PUBLISHED, ops.BLOCKS]
     jobs = build.plan(shapes, targets, arguments.dtype, arguments.quantized)
     with tqdm(total=len(jobs), unit="kernel", desc="compile", disable=arguments.quiet) as bar:
         compiled = build.compile_all(jobs, done=lambda _: bar.update())
@@ -75,6 +73,17 @@ def run(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(f"framert: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def _shape(path: str) -> Any:
+    """Return the sizes of a bundle's denoiser. Raises: BundleError where its step is not the one that is compiled."""
+    opened = Bundle.open(path)
+    if carries_text(opened.manifest):
+        raise BundleError(
+            f"{path} has its text inside the sequences, and kernels are compiled ahead of time for text beside them; "
+            "backend 'triton' compiles this bundle's when it first runs"
+        )
+    return export_module("model_shape", NAME).model_shape(opened)
 
 
 def _json(content: Any) -> str:

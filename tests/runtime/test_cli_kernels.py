@@ -193,6 +193,15 @@ def test_a_bundle_gives_the_shape(call, compiles, golden_bundle):
     assert {kernel["model"] for kernel in json.loads(out)["kernels"]} == {shape.name}
 
 
+def test_a_bundle_of_another_step_is_refused(call, compiles, tmp_path, univg_bundle):
+    """Not given the kernels of OneDiffusion's step, none of which it runs."""
+    code, out, err = call(univg_bundle, "--target", "sm_87", "--quiet", "-o", tmp_path / "kernels")
+    assert (code, out, compiles) == (2, "", [])
+    assert err.count("\n") == 1
+    assert "has its text inside the sequences" in err
+    assert not (tmp_path / "kernels").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
