@@ -22,11 +22,12 @@ from framert.export.tensorrt.api import Api, load
 from framert.export.tensorrt.half import TYPES as HALVES
 from framert.export.tensorrt.lower import OPERATORS
 from framert.export.tensorrt.plugin import FORMS, Plugin, check_form, check_text, compile_kernels, text_apart
-from framert.export.tensorrt.prepare import Prepared, beside_graphs, prepare
+from framert.export.tensorrt.prepare import Prepared, prepare
+from framert.export.tensorrt.source import beside_graphs, open_exported
 from framert.export.tensorrt.targets import check_precision, parse_targets
 from framert.runtime import profiles
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
-from framert.runtime.errors import BackendError, BundleError, ConfigError
+from framert.runtime.errors import BackendError, ConfigError
 from framert.runtime.manifest import Graph, Manifest
 from framert.runtime.profiles import Capacity, Profile
 
@@ -104,7 +105,7 @@ def build(
     """
     capacity, options = capacity or Capacity(), options or Options()
     targets = parse_targets(targets)
-    opened = _onnx_bundle(bundle)
+    opened = open_exported(bundle)
     _check_precisions(opened.manifest, precision, targets)
     api = load(backend)
     api.check_targets(targets)
@@ -135,13 +136,6 @@ def build(
         (folder / PROFILES).write_text(json.dumps(profiles.to_json(table), indent=1) + "\n", encoding="utf-8")
         write_manifest(folder, _manifest(opened, graphs, folder, api, targets, capacity, options, plugin, done))
     return done
-
-
-def _onnx_bundle(path: str | os.PathLike[str]) -> Bundle:
-    opened = Bundle.open(path)
-    if (kind := opened.manifest.target.get("kind")) != "onnx":
-        raise BundleError(f"{path} is already built for {kind!r}; give the bundle that framert export made")
-    return opened
 
 
 def _precision(graph: Graph) -> str:

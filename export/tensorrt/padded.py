@@ -14,11 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from framert.export.tensorrt.body import WINDOWS
 from framert.export.tensorrt.lower import OPERATORS
-from framert.export.tensorrt.prepare import Prepared, beside_graphs, prepare
+from framert.export.tensorrt.prepare import Prepared, prepare
+from framert.export.tensorrt.source import beside_graphs, open_exported
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest
-from framert.runtime.errors import BundleError, ConfigError
+from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Graph
 from framert.runtime.profiles import Capacity, single_profile, written
 
@@ -50,11 +50,7 @@ def write_padded(
     Returns: ``output``.
     Raises: BundleError or ConfigError that says what does not fit.
     """
-    opened = Bundle.open(bundle)
-    if (kind := opened.manifest.target.get("kind")) != "onnx":
-        raise BundleError(f"{bundle} is built for {kind!r}; give the bundle that framert export made")
-    if set(WINDOWS) & set(opened.manifest.graphs["denoiser"].inputs):
-        raise BundleError(f"{bundle} has padded attention already; run it with backend='onnxruntime'")
+    opened = open_exported(bundle)
     if precision not in (None, "fp16", "bf16"):
         raise ConfigError(f"precision is {precision!r}; choose one of fp16, bf16, or leave it out")
     with new_bundle(output, force=force) as folder:

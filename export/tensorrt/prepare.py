@@ -15,7 +15,7 @@ from framert.export.tensorrt.lower import lower
 from framert.export.tensorrt.plugin import Plugin
 from framert.export.weights import STORED, Array, Weight, write_model
 from framert.runtime.bundle import Bundle
-from framert.runtime.manifest import Graph, Manifest, TensorSpec
+from framert.runtime.manifest import Graph, TensorSpec
 
 LARGE = 1024  # values from which a constant is a weight, read when it is written
 
@@ -64,12 +64,6 @@ def prepare(
         windows = {key: TensorSpec(dtype="int32", shape=(WINDOWS[key],)) for key in names}
         return Prepared(name, file, proto.SerializeToString(), replace(graph, inputs={**graph.inputs, **windows}))
     return Prepared(name, file, proto.SerializeToString() if lowered else None, graph)
-
-
-def beside_graphs(manifest: Manifest) -> list[str]:
-    """Return the files of a bundle that are no graph's: its tokenizers."""
-    used = {file for graph in manifest.graphs.values() for file in graph.files}
-    return [file for file in manifest.files if file not in used]
 
 
 def _cast(file: Path, half: str, work: Path, name: str) -> Path:

@@ -8,6 +8,7 @@ from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Manifest
 from framert.runtime.tables import Tables
+from framert.runtime.windows import has_windows
 
 ENGINES = ("tensorrt", "tensorrt-rtx")  # kinds of bundles that ``framert build`` makes, as the manifest's target says
 CAPACITY = "capacity"  # the manifest's name for an axis of the text arenas
@@ -104,11 +105,10 @@ def text_arenas(manifest: Manifest) -> dict[str, int]:
     return {name: spec.shape.index(CAPACITY) for name, spec in inputs.items() if CAPACITY in spec.shape}
 
 
-def check_family(bundle: Bundle, backend: str, families: tuple[str, ...]) -> None:
-    """Raises: BackendError unless the bundle is of a family whose step the backend has."""
-    family = bundle.manifest.family
-    if family not in families:
+def check_attention(bundle: Bundle, backend: str) -> None:
+    """Raises: BackendError if the bundle's attention is padded, to windows that the backend does not give."""
+    if has_windows(bundle.manifest.graphs["denoiser"].inputs):
         raise BackendError(
-            f"{bundle.path} is of the family {family}, and backend {backend!r} runs {', '.join(families)} alone; take "
-            "backend='onnxruntime'"
+            f"{bundle.path} has padded attention, which backend {backend!r} does not run; give the bundle that framert "
+            "export made, or backend 'onnxruntime'"
         )

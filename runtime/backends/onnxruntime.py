@@ -12,6 +12,7 @@ from framert.runtime.backends.query_pieces import pieces
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, FramertError
 from framert.runtime.profiles import Capacity
+from framert.runtime.sizes import carries_text
 from framert.runtime.tables import Tables
 from framert.runtime.windows import has_windows, windows
 
@@ -151,7 +152,7 @@ class OnnxRuntimeDenoiser(HostArenas):
         self._backend = backend
         self._heads = bundle.manifest.model.heads
         # where text tokens are part of a sequence, the graph makes its keys' ranges from those of the queries
-        self._joint = "text_source" in bundle.manifest.graphs["denoiser"].inputs
+        self._joint = carries_text(bundle.manifest)
         self._windows = has_windows(bundle.manifest.graphs["denoiser"].inputs)
         self._tables: dict[str, Array] = {}
 

@@ -9,10 +9,12 @@ from weakref import WeakSet
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends import openvino_attention, openvino_rotary, openvino_runs
+from framert.runtime.backends.base import check_attention
 from framert.runtime.backends.host import HostArenas, check_kind, check_threads, give_back_memory
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Manifest
+from framert.runtime.sizes import carries_text, text_length
 from framert.runtime.tables import Tables
 
 PRECISIONS = ("fp32", "bf16")
@@ -42,6 +44,7 @@ class OpenVinoBackend:
         openvino = import_openvino()
         check_threads(threads)
         check_kind(bundle, self.name)
+        check_attention(bundle, self.name)
         stored = bundle.manifest.graphs["denoiser"].precision
         if stored in ("float16", "bfloat16"):
             raise BackendError(
@@ -184,8 +187,8 @@ def _logits(manifest: Manifest) -> int:
     """Return the logits of one head in a request of the native size with all its branches."""
     model = manifest.model
     tokens = min(FRAMES, model.max_frames) * (manifest.native_side // (model.vae_factor * model.patch)) ** 2
-    if "text_source" in manifest.graphs["denoiser"].inputs:  # text is part of the sequences
-        tokens += manifest.prompt_tokens
+    if carries_text(manifest):
+        tokens += text_length(manifest)
     return manifest.guidance_branches * tokens**2
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from framert.export.tensorrt.prepare import beside_graphs, prepare
+from framert.export.tensorrt.prepare import prepare
+from framert.export.tensorrt.source import beside_graphs
 from framert.kernels.plugin.launch import Launch, pack
 from framert.runtime import profiles
 from framert.runtime.bundle import Bundle, file_specs, new_bundle, write_manifest

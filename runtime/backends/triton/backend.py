@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from framert.runtime.arrays import Array
-from framert.runtime.backends.base import check_family
+from framert.runtime.backends.base import check_attention
 from framert.runtime.backends.triton import settings
 from framert.runtime.backends.triton.denoiser import TritonDenoiser
 from framert.runtime.backends.triton.executor import Executor
 from framert.runtime.backends.triton.failures import as_backend_error
-from framert.runtime.backends.triton.families import FAMILIES, read_model
+from framert.runtime.backends.triton.families import read_model
 from framert.runtime.backends.triton.graph_file import GraphFile
 from framert.runtime.backends.triton.model import Model
 from framert.runtime.bundle import Bundle
@@ -34,11 +34,11 @@ class TritonBackend:
     name = "triton"
 
     def __init__(self, bundle: Bundle, *, impl: str | None = None, precision: str | None = None) -> None:
-        check_family(bundle, self.name, FAMILIES)
         self._settings = settings.choose(impl, precision)
         kind = bundle.manifest.target.get("kind")
         if kind != "onnx":
             raise BackendError(f"{bundle.path} is built for {kind!r}; backend 'triton' runs kind 'onnx'")
+        check_attention(bundle, self.name)
         exported = bundle.manifest.graphs["denoiser"].precision
         if exported != "float32":
             raise BackendError(

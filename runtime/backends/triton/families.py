@@ -8,8 +8,6 @@ from framert.runtime.backends.triton.model import Model
 from framert.runtime.backends.triton.settings import Settings
 from framert.runtime.manifest import ModelSpec
 
-FAMILIES = ("onediffusion", "univg")  # whose bundles are taken; the graph itself says which step it is
-
 
 def read_model(file: GraphFile, model: ModelSpec, settings: Settings) -> Model:
     """Return the step of a denoiser's graph with its weights on the device.

@@ -16,7 +16,7 @@ from framert.export.tensorrt.padded import write_padded
 from framert.runtime.bundle import Bundle
 from framert.runtime.cli import main
 from framert.runtime.compiled.compiler import compile_requests
-from framert.runtime.errors import BundleError, ConfigError
+from framert.runtime.errors import BackendError, BundleError, ConfigError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -104,4 +104,15 @@ def test_bad_calls(padded, golden_bundle, tmp_path, capsys):
         assert f"{word.split('=')[0]} is for engines" in capsys.readouterr().err
     assert main(["build", str(golden_bundle), "-o", out]) == 2
     assert "--target is missing" in capsys.readouterr().err
+    for attention in ("padded", "plugin"):
+        assert main(["build", str(padded), "--target=sm_89", f"--attention={attention}", "-o", out]) == 2
+        assert "has padded attention already; run it with" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("backend", "options"), [("openvino", {}), ("triton", {"impl": "reference"})])
+def test_a_backend_that_gives_no_windows_refuses_it(backend, options, padded):
+    """Without them it would attend to whatever the missing input holds."""
+    pytest.importorskip(backend)
+    with pytest.raises(BackendError, match=f"has padded attention, which backend '{backend}' does not run; give the"):
+        framert.load(padded, backend=backend, **options)

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 import framert
-from framert.runtime.backends.base import check_family
 from framert.runtime.cli import main
-from framert.runtime.errors import BackendError, BundleError, ConfigError, TaskError
+from framert.runtime.errors import BundleError, ConfigError, TaskError
 from framert.runtime.families import DEFAULT, FAMILIES, find_family, find_task
 from framert.runtime.pipeline import Pipeline
 from framert.runtime.request import Request
 
 ROOT = Path(__file__).parents[3]
-# Looking a family up; refusing one that a backend has no step for, or an estimate no formula.
-ALLOWED = {"runtime/families/__init__.py": 1, "runtime/backends/base.py": 1, "runtime/estimate.py": 1}
+# Looking a family up; refusing one that an estimate has no formula for.
+ALLOWED = {"runtime/families/__init__.py": 1, "runtime/estimate.py": 1}
 
 
 def questions(text):
@@ -123,11 +122,6 @@ def test_onediffusion_has_one_guidance(pipes):
         name = next(iter(extra))
         with pytest.raises(TaskError, match=f"edit does not take {name}.*{name} is for no task of this bundle"):
             pipes["onediffusion"].run("edit", images=[np.zeros((8, 8))], prompt="x", **extra)
-
-
-def test_a_backend_without_the_step_of_a_family_refuses(open_bundle):
-    with pytest.raises(BackendError, match="is of the family univg, and backend 'another' runs onediffusion alone"):
-        check_family(open_bundle(), "another", ("onediffusion",))
 
 
 @pytest.mark.parametrize("kinds", [{}, {"references": False}, {"conditions": False, "references": False}], ids=str)
