@@ -16,17 +16,10 @@ from framert.export.tensorrt.padded_functions import layer_function, tables_func
 OPERATOR = "FrameAttention"
 DOMAIN = "framert"
 WINDOWS = {"window": "longest", "text_window": "text_longest"}  # input -> name of its one free axis
+# those of text last
 INPUTS = (
-    "query",
-    "key",
-    "value",
-    "q_range",
-    "kv_range",
-    "text_k",
-    "text_v",
-    "text_range",
-    "gate",
-)  # those of text last
+    "query", "key", "value", "q_range", "kv_range", "text_k", "text_v", "text_range", "gate",
+)  # fmt: skip
 LAYER = ("query", "key", "value", "text_k", "text_v", "gate")
 
 
