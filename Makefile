@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo test check bench clean
 
 help:
-	@echo "make demo    export the bundled checkpoint and run every task: demo/index.html, demo/gallery.png"
+	@echo "make demo    export the bundled checkpoints and run every task: demo/index.html, demo/gallery.png"
 	@echo "make test    run the test suite"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   measure steps, sizes and precisions on this machine: benchmarks/results"
@@ -21,7 +21,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	$(BIN)/framert export models/blocks -o demo/blocks.bundle --force
-	$(BIN)/python benchmarks/blocks/gallery.py demo/blocks.bundle -o demo
+	$(BIN)/framert export models/blocks-univg -o demo/blocks-univg.bundle --force
+	$(BIN)/python benchmarks/blocks/gallery.py demo/blocks.bundle demo/blocks-univg.bundle -o demo
 
 test: $(VENV)/installed
 	$(BIN)/pytest -n auto --maxprocesses 4
