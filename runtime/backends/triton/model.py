@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-SHORT = 2048  # tokens of a bucket up to which tiles are small: a prototype on an H200 liked 64 rows at 1024, 128 at 4096
+SHORT = 2048  # tokens up to which tiles are small: on an H200 a prototype liked 64 rows at 1024, 128 at 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
