@@ -21,8 +21,8 @@ from framert.runtime.tokenizer import PLACEHOLDER
 
 # How often each task is drawn. What must obey words or find a place learns last: it gets more.
 WEIGHTS = {
-    "text_to_image": 1.5, "inpaint": 1.0, "outpaint": 0.7, "edit": 2.5, "identity": 1.2, "layout_to_image": 2.0,
-    "image_to_depth": 0.8, "image_to_pose": 0.5, "segment": 2.5,
+    "text_to_image": 2.5, "inpaint": 0.7, "outpaint": 0.5, "edit": 1.5, "identity": 1.5, "layout_to_image": 3.5,
+    "image_to_depth": 0.6, "image_to_pose": 0.5, "segment": 1.5,
 }  # fmt: skip
 
 

@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 from wordpieces import EXTRA_IDS
 
@@ -15,14 +16,31 @@ TEXT_WIDTH = 128
 
 
 def make_text_encoder(pieces: int) -> T5EncoderModel:
-    """Return a small T5 encoder for ``pieces`` word pieces, untrained."""
-    return T5EncoderModel(
+    """Return a small T5 encoder for ``pieces`` word pieces, untrained, that begins with a sense of order."""
+    encoder = T5EncoderModel(
         T5Config(
             vocab_size=pieces + EXTRA_IDS, d_model=TEXT_WIDTH, d_kv=32, d_ff=256, num_layers=3, num_heads=4,
             feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1,
             decoder_start_token_id=0, tie_word_embeddings=False,
         )
     )  # fmt: skip
+    table = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    with torch.no_grad():
+        table.add_(order_bias(encoder.config))
+    return encoder
+
+
+def order_bias(config: T5Config) -> Tensor:
+    """Return what is added to the relative biases (buckets, heads) that T5 begins with, which see hardly any order.
+
+    Four heads look at the words before, the words behind, the words around, and at all words before. Which colour
+    belongs to which thing is said by order alone, and was found last of all, or not at all, without.
+    """
+    half = config.relative_attention_num_buckets // 2
+    reach = torch.arange(half).clamp(max=half // 2).float()  # single distances first, then ever wider buckets
+    near, never = -reach, torch.full((half,), -4.0)
+    before, behind = [near, never, near / 2, 0 * reach], [never, near, near / 2, never]  # keys behind come second
+    return torch.cat((torch.stack(before, 1), torch.stack(behind, 1)))
 
 
 def save_parts(
