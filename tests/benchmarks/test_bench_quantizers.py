@@ -26,7 +26,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_others_get_framerts_products(script: ModuleType, golden_bundle: Path) -> None:
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
-    core.add_extension(import_module("framert.runtime.backends.openvino_attention").extension())
+    core.add_extension(import_module("framert.runtime.backends.openvino_attention").extension(per_head=2**20))
     model = core.read_model(golden_bundle / "denoiser.onnx")
     products = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "MatMul"}
     left_out = script._other_products(model)

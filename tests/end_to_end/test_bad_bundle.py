@@ -136,8 +136,8 @@ def test_impossible_bundle_names_are_refused(path):
 def test_bundle_for_another_target_is_refused(copy, workplace, refused, refuses):
     put("target", value={"kind": "tensorrt", "compute_capability": "9.0"})(copy)
     with refuses(BackendError, "built for 'tensorrt'", "backend 'onnxruntime' runs kind 'onnx'"):
-        framert.load(copy)
-    assert "built for 'tensorrt'" in refused(copy, "text_to_image")
+        framert.load(copy, backend="onnxruntime")
+    assert "built for 'tensorrt'" in refused(copy, "text_to_image", "--backend", "onnxruntime")
 
 
 @pytest.mark.parametrize("graph", ["text_encoder", "conditioner", "denoiser", "vae_decoder"])

@@ -366,7 +366,7 @@ def test_velocity_refuses_shapes(shapes, says, pipe, refuses):
     ("options", "flags", "error", "says"),
     [
         ({"backend": "cuda"}, ("--backend", "cuda"), BackendError, ("'cuda'", "choose one of onnxruntime")),
-        ({"backend": None}, None, BackendError, ("None", "choose one of onnxruntime")),
+        ({"backend": ""}, ("--backend", ""), BackendError, ("''", "choose one of onnxruntime")),
         ({"threads": 0}, ("--threads", "0"), ConfigError, ("threads is 0", "from 1 to 1024")),
         ({"threads": -1}, ("--threads", "-1"), ConfigError, ("threads is -1", "from 1 to 1024")),
         ({"threads": 10**9}, ("--threads", str(10**9)), ConfigError, ("threads is 1000000000", "from 1 to 1024")),
