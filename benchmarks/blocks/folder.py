@@ -34,7 +34,8 @@ def order_bias(config: T5Config) -> Tensor:
     """Return what is added to the relative biases (buckets, heads) that T5 begins with, which see hardly any order.
 
     Four heads look at the words before, the words behind, the words around, and at all words before. Which colour
-    belongs to which thing is said by order alone, and was found last of all, or not at all, without.
+    belongs to which thing is said by order alone; encoders that began without gave a thing's word the same vector
+    whichever of two colours was its own.
     """
     half = config.relative_attention_num_buckets // 2
     reach = torch.arange(half).clamp(max=half // 2).float()  # single distances first, then ever wider buckets
