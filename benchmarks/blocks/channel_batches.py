@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from batches import LOGIT, tokens_of
 from channel_frames import FRAME_NAMES
-from channel_samples import Sample, draw_task, make_sample
+from channel_samples import Sample, draw_sample
 from frames import Story
 from numpy.typing import NDArray
 from torch import Tensor
@@ -96,7 +96,7 @@ class ChannelBatchMaker:
 
     def _sample(self) -> tuple[int, Sample]:
         scene = int(self.random.integers(len(self.stories)))
-        return scene, make_sample(draw_task(self.random), self.stories[scene], self.side, self.random)
+        return scene, draw_sample(self.stories[scene], self.side, self.random)
 
     def _latent(self, scene: int, name: str) -> NDArray[np.float32]:
         return self.latents[scene, FRAME_NAMES.index(name)].astype(np.float32)

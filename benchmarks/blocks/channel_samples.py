@@ -81,6 +81,11 @@ def make_sample(task: str, story: Story, side: int, random: np.random.Generator)
     return Sample(task, kind, "picture", TASKS[task].painted, write(task, optional))
 
 
+def draw_sample(story: Story, side: int, random: np.random.Generator) -> Sample:
+    """Return a sample of a task drawn by WEIGHTS."""
+    return make_sample(draw_task(random), story, side, random)
+
+
 def write(task: str, prompt: str, colours: dict[str, str] | None = None, captions: tuple[str, ...] = ()) -> str:
     """Return the prompt as the runtime writes it."""
     row = TASKS[task]

@@ -1,4 +1,4 @@
-"""UniVG's transformer on Blocks and its text encoder, trained together: see docs/univg.md for what is the paper's."""
+"""UniVG's transformer on Blocks: see docs/univg.md for what is the paper's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +7,13 @@ import torch
 from channel_batches import ChannelBatch
 from dense_mmdit import position_table, velocity
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
-from folder import TEXT_WIDTH, load_parts, make_text_encoder, save_parts
+from folder import load_transformer, save_parts
 from sentencepiece import SentencePieceProcessor
+from text_encoder import WIDTH, embed
 from torch import Tensor, nn
-from transformer import TEXT_LENGTH, pad
-from wordpieces import encode, placeholder_id
+from transformer import TEXT_LENGTH
+from transformers import T5EncoderModel
+from wordpieces import EXTRA_IDS, encode, pad, placeholder_id
 
 from framert.export.models.mmdit import MMDiT
 from framert.export.models.mmdit_config import MMDiTConfig
@@ -32,21 +34,21 @@ def transformer_config(hidden: int, depth: int, heads: int, patch: int, side: in
     return {
         "_class_name": "SD3Transformer2DModel", "_diffusers_version": "0.30.3", "attention_head_dim": hidden // heads,
         "caption_projection_dim": hidden, "dual_attention_layers": [], "in_channels": 2 * CHANNELS + 1,
-        "joint_attention_dim": TEXT_WIDTH, "num_attention_heads": heads, "num_layers": depth,
+        "joint_attention_dim": WIDTH, "num_attention_heads": heads, "num_layers": depth,
         "out_channels": CHANNELS, "patch_size": patch, "pooled_projection_dim": POOLED_WIDTH,
         "pos_embed_max_size": POSITIONS, "qk_norm": "rms_norm", "sample_size": side // 8,
     }  # fmt: skip
 
 
 class ChannelBlocks(nn.Module):
-    """The parts that learn together: ``transformer`` and ``text_encoder``."""
+    """``transformer`` learns; the trained ``text_encoder`` stays as it is."""
 
-    def __init__(self, config: dict[str, object], pieces: int) -> None:
+    def __init__(self, config: dict[str, object], text_encoder: T5EncoderModel) -> None:
         super().__init__()
         self.config = config
         self.transformer = MMDiT(MMDiTConfig.from_checkpoint(config))
-        self.text_encoder = make_text_encoder(pieces)
-        self.placeholder = placeholder_id(pieces)
+        self.text_encoder = text_encoder
+        self.placeholder = placeholder_id(text_encoder.config.vocab_size - EXTRA_IDS)
         self._initialise()
 
     @torch.no_grad()
@@ -72,10 +74,8 @@ class ChannelBlocks(nn.Module):
         self, samples: Tensor, target: Tensor, levels: Tensor, conditions: Tensor, features: Tensor, ids: Tensor
     ) -> Tensor:
         """Return the mean squared velocity error (batch,); shapes as in ``ChannelBatch``. ids: (batch, length)."""
-        mask, placed = ids != 0, (ids == self.placeholder).unsqueeze(-1)
-        order = (placed.cumsum(1) - 1).clamp(0, features.shape[1] - 1)
-        shown = features.gather(1, order.expand(-1, -1, features.shape[2]))
-        words = torch.where(placed, shown, self.text_encoder.shared(ids))
+        mask = ids != 0
+        words = embed(self.text_encoder, ids, features, self.placeholder)
         text = self.text_encoder(inputs_embeds=words, attention_mask=mask.long()).last_hidden_state
         side = int(samples.shape[1] ** 0.5)
         positions = position_table(self.transformer, side, side)
@@ -83,12 +83,12 @@ class ChannelBlocks(nn.Module):
         return (output.float() - target).square().mean((1, 2))
 
     def save(self, folder: Path) -> None:
-        """Write transformer/, text_encoder/, scheduler/ and model_index.json in half precision."""
-        save_parts(folder, self.config, self.transformer, self.text_encoder, SCHEDULER, "StableDiffusion3Pipeline")
+        """Write transformer/ in half precision, scheduler/ and model_index.json."""
+        save_parts(folder, self.config, self.transformer, SCHEDULER, "StableDiffusion3Pipeline")
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote."""
-        load_parts(folder, self.transformer, self.text_encoder)
+        load_transformer(folder, self.transformer)
 
 
 def matrix(name: str, parameter: Tensor) -> bool:

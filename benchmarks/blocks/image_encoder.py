@@ -1,8 +1,8 @@
 """The image encoder of Blocks: what a picture of one thing shows, as a feature that stands in a prompt for its words.
 
 It is trained before the transformer and then kept: to give the sum of the vectors with which the words for a thing's
-colour and shape enter the text encoder. So a feature is something that text encoder can soon read; features that merely
-told things apart, a classifier's, were still ignored after 1,200 steps. It is small enough for a CPU everywhere.
+colour and shape enter the text encoder, which has learned to read such sums. Features that merely told things apart, a
+classifier's, were still ignored after 1,200 steps. It is small enough for a CPU everywhere.
 """
 
 import json
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from channel_frames import REFERENCE_NAMES
 from dataset import Kind
-from folder import TEXT_WIDTH
 from frames import MAX_THINGS, Story, scene_frames, tell
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from text_encoder import WIDTH, feature_of
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -47,12 +47,12 @@ def configuration(side: int) -> dict[str, object]:
     return {
         "architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", "image_size": side,
         "patch_size": 8, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "projection_dim": TEXT_WIDTH, "hidden_act": "gelu",
+        "projection_dim": WIDTH, "hidden_act": "gelu",
     }  # fmt: skip
 
 
 def build_image_encoder(config: dict[str, object]) -> ImageEncoder:
-    """Return an untrained encoder: pixels (n, 3, side, side) in -1..1 -> features (n, TEXT_WIDTH)."""
+    """Return an untrained encoder: pixels (n, 3, side, side) in -1..1 -> features (n, WIDTH)."""
     return ImageEncoder(make_clip_vision(config), {})
 
 
@@ -66,7 +66,7 @@ def train_image_encoder(
 ) -> ImageEncoder:
     """Return an encoder that learned from the references (scenes, MAX_THINGS, side, side, 3) of ``stories``.
 
-    words: the vector (TEXT_WIDTH,) of each colour and each shape.
+    words: the vector (WIDTH,) of each colour and each shape.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -91,18 +91,18 @@ def train_image_encoder(
 
 
 def said_of(thing: Thing, words: Mapping[str, Tensor]) -> Tensor:
-    """Return the feature (TEXT_WIDTH,) of a thing: as long as one word's vector, and half of it each word's."""
-    return (words[thing.colour] + words[thing.shape]) * 0.5**0.5
+    """Return the feature (WIDTH,) of a thing: as long as one word's vector, and half of it each word's."""
+    return feature_of(torch.stack((words[thing.colour], words[thing.shape])))
 
 
 @torch.no_grad()
 def features_of(encoder: ImageEncoder, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Return the features (scenes, MAX_THINGS, TEXT_WIDTH) of references (scenes, MAX_THINGS, side, side, 3)."""
+    """Return the features (scenes, MAX_THINGS, WIDTH) of references (scenes, MAX_THINGS, side, side, 3)."""
     found = [
         encoder(_pixels(pictures[at : at + 64].reshape(-1, *pictures.shape[2:]))).half().numpy()
         for at in range(0, len(pictures), 64)
     ]
-    return np.concatenate(found).reshape(*pictures.shape[:2], TEXT_WIDTH)
+    return np.concatenate(found).reshape(*pictures.shape[:2], WIDTH)
 
 
 def save_image_encoder(encoder: ImageEncoder, folder: Path) -> None:
@@ -140,7 +140,7 @@ def _moved(pixels: Tensor, random: np.random.Generator) -> Tensor:
 def _accuracy(encoder: ImageEncoder, words: Mapping[str, Tensor], side: int) -> tuple[float, float]:
     """Return the shares of held-out references whose colour and whose shape is right, of all there are together."""
     named = [(colour, shape) for colour in COLOURS for shape in SHAPES]
-    table = torch.stack([words[colour] + words[shape] for colour, shape in named]) * 0.5**0.5
+    table = feature_of(torch.stack([torch.stack((words[colour], words[shape])) for colour, shape in named]))
     right = []
     for seed in HELD_OUT_SEEDS:
         things = tell(seed).scene.things

@@ -18,6 +18,7 @@ from frames import Story
 from loop import Maker
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class Recipe:
     """One family. weights: how often each task is drawn. kind: the pictures it is trained on.
 
     trains_autoencoder: whether it has one of its own; else ``vae/`` is copied from a trained checkpoint.
-    image_encoder: whether pictures stand in its prompts. model: from a preset and the number of word pieces.
+    image_encoder: whether pictures stand in its prompts. prompt: one that training may show, of a story.
+    model: from a preset and the trained text encoder.
     maker: from what is trained on, preset and seed.
     loss_of: from model, tokenizer, device and whether to compile. matrix: which parameters Muon takes.
     """
@@ -69,24 +71,25 @@ class Recipe:
     trains_autoencoder: bool
     image_encoder: bool
     words: Callable[[], list[str]]
-    model: Callable[[Preset, int], nn.Module]
+    prompt: Callable[[Story, Preset, np.random.Generator], str]
+    model: Callable[[Preset, T5EncoderModel], nn.Module]
     maker: Callable[[Encoded, Preset, int], Maker]
     loss_of: Callable[..., Callable[[Any], Tensor]]
     matrix: Callable[[str, Tensor], bool]
 
 
-def _frames_model(preset: Preset, pieces: int) -> nn.Module:
+def _frames_model(preset: Preset, text_encoder: T5EncoderModel) -> nn.Module:
     config = transformer.transformer_config(
         preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side
     )
-    return transformer.Blocks(config, pieces)
+    return transformer.Blocks(config, text_encoder)
 
 
-def _channels_model(preset: Preset, pieces: int) -> nn.Module:
+def _channels_model(preset: Preset, text_encoder: T5EncoderModel) -> nn.Module:
     config = channel_transformer.transformer_config(
         preset.hidden, preset.depth, preset.heads, preset.patch, preset.side
     )
-    return channel_transformer.ChannelBlocks(config, pieces)
+    return channel_transformer.ChannelBlocks(config, text_encoder)
 
 
 def _channels_maker(encoded: Encoded, preset: Preset, seed: int) -> Maker:
@@ -111,6 +114,7 @@ RECIPES = {
         trains_autoencoder=True,
         image_encoder=False,
         words=samples.words_of_prompts,
+        prompt=lambda story, preset, random: samples.draw_sample(story, random).prompt,
         model=_frames_model,
         maker=lambda encoded, preset, seed: BatchMaker(
             encoded.latents, encoded.stories, preset.tokens_per_step, preset.patch, seed
@@ -130,6 +134,7 @@ RECIPES = {
         trains_autoencoder=False,
         image_encoder=True,
         words=channel_samples.words_of_prompts,
+        prompt=lambda story, preset, random: channel_samples.draw_sample(story, preset.side, random).prompt,
         model=_channels_model,
         maker=_channels_maker,
         loss_of=channel_transformer.loss_of,

@@ -82,6 +82,12 @@ def make_sample(task: str, frames: int, story: Story, random: np.random.Generato
     return Sample(task, ("picture", kind), (0, 1) if backward else (1, 0), prompt)
 
 
+def draw_sample(story: Story, random: np.random.Generator) -> Sample:
+    """Return a sample with a number of frames drawn by FRAME_COUNTS, of a task drawn by WEIGHTS."""
+    frames = int(random.choice(list(FRAME_COUNTS), p=list(FRAME_COUNTS.values())))
+    return make_sample(draw_task(frames, random), frames, story, random)
+
+
 def write(
     task: str, prompt: str, colours: dict[str, str] | None = None, captions: Sequence[str] = (), item: str = ""
 ) -> str:

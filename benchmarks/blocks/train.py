@@ -1,17 +1,18 @@
 """Train Blocks, the small checkpoints that come with framert: of OneDiffusion's architecture, and of UniVG's.
 
-    python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part vae|transformer|decoder|all] [--minutes M]
+    python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part PART] [--minutes M]
     python benchmarks/blocks/train.py --family univg -o models/blocks-univg [--minutes M]
 
-Resumes from the output folder: parts already there are continued. The optimizer's state is kept in its .train folder,
-rendered pictures in --cache. UniVG takes the trained autoencoder of --vae, and never changes it.
+Parts are trained in the order vae, text-encoder, image-encoder (univg), transformer, decoder (onediffusion). Resumes
+from the output folder: encoders already there stay, other parts are continued. The optimizer's state is kept in its
+.train folder, rendered pictures in --cache. UniVG takes the trained autoencoder of --vae, and never changes it.
 """
 
 import argparse
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,16 @@ from losses import Losses
 from numpy.typing import NDArray
 from recipes import RECIPES, Encoded, Preset
 from sentencepiece import SentencePieceProcessor
+from text_encoder import (
+    Prompt,
+    load_text_encoder,
+    make_text_encoder,
+    save_text_encoder,
+    train_text_encoder,
+)
 from trainer import Schedule, Trainer
-from wordpieces import load_tokenizer, train_tokenizer
+from transformers import T5EncoderModel
+from wordpieces import encode, load_tokenizer, placeholder_id, train_tokenizer
 from world import COLOURS, SHAPES
 
 from framert.export.families.univg_plan import ImageEncoder
@@ -54,7 +63,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--family", choices=RECIPES, default="onediffusion")
     parser.add_argument("--preset", choices=RECIPES["onediffusion"].presets, default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
-    parser.add_argument("--part", choices=("vae", "image-encoder", "transformer", "decoder", "all"), default="all")
+    parser.add_argument(
+        "--part", choices=("vae", "text-encoder", "image-encoder", "transformer", "decoder", "all"), default="all"
+    )
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
     parser.add_argument(
         "--steps", type=int, help="in all, of transformer or decoder; the last 15 %% lower the rate to zero"
@@ -71,7 +82,9 @@ def arguments() -> argparse.Namespace:
         if (value := getattr(given, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0, got {value}")
     recipe = RECIPES[given.family]
-    several = given.part in ("vae", "image-encoder") or (given.part == "all" and recipe.trains_autoencoder)
+    several = given.part in ("vae", "text-encoder", "image-encoder") or (
+        given.part == "all" and recipe.trains_autoencoder
+    )
     if given.steps and (given.open_ended or several):
         parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
     if given.part == "image-encoder" and not recipe.image_encoder:
@@ -118,7 +131,7 @@ def run_image_encoder(given: argparse.Namespace, preset: Preset) -> ImageEncoder
     folder = given.output / "image_encoder"
     if not (folder / "config.json").exists():
         stories, tokenizer = training_stories(given.scenes or preset.scenes), open_tokenizer(given)
-        vectors = new_model(given, preset, tokenizer).text_encoder.shared.weight.detach()
+        vectors = run_text_encoder(given, preset, tokenizer).shared.weight
         words = {word: vectors[tokenizer.encode(word)[0]] for word in (*COLOURS, *SHAPES)}
         pictures = references(given, preset, stories)
         encoder = train_image_encoder(pictures, stories, words, seed=given.seed, report=report)
@@ -134,10 +147,28 @@ def open_tokenizer(given: argparse.Namespace) -> SentencePieceProcessor:
     return train_tokenizer(folder, recipe.words(), pictures=recipe.image_encoder)
 
 
-def new_model(given: argparse.Namespace, preset: Preset, tokenizer: SentencePieceProcessor) -> Any:
-    """Return the untrained transformer and text encoder of the family, the same ones for the same seed."""
-    torch.manual_seed(given.seed)
-    return RECIPES[given.family].model(preset, tokenizer.get_piece_size())
+def run_text_encoder(given: argparse.Namespace, preset: Preset, tokenizer: SentencePieceProcessor) -> T5EncoderModel:
+    """Return the text encoder of the checkpoint, trained now if it has none yet."""
+    folder = given.output / "text_encoder"
+    if not (folder / "config.json").exists():
+        torch.manual_seed(given.seed)
+        encoder = make_text_encoder(tokenizer.get_piece_size())
+        placeholder = placeholder_id(tokenizer.get_piece_size())
+        train_text_encoder(encoder, prompts(given, preset, tokenizer), placeholder, report=report)
+        save_text_encoder(encoder, folder)
+    return load_text_encoder(folder)
+
+
+def prompts(given: argparse.Namespace, preset: Preset, tokenizer: SentencePieceProcessor) -> Iterator[Prompt]:
+    """Yield prompts of the family without end."""
+    recipe, random = RECIPES[given.family], np.random.default_rng(given.seed)
+    stories, mark = training_stories(given.scenes or preset.scenes), placeholder_id(tokenizer.get_piece_size())
+    words = {word: tokenizer.encode(word)[0] for word in (*COLOURS, *SHAPES)}
+    while True:
+        story = stories[int(random.integers(len(stories)))]
+        ids = encode(tokenizer, recipe.prompt(story, preset, random))
+        shown = story.scene.things[: ids.count(mark)]
+        yield Prompt(ids, tuple((words[thing.colour], words[thing.shape]) for thing in shown))
 
 
 def references(given: argparse.Namespace, preset: Preset, stories: list[Story]) -> NDArray[np.uint8]:
@@ -147,7 +178,7 @@ def references(given: argparse.Namespace, preset: Preset, stories: list[Story]) 
 
 
 def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> None:
-    """Train or continue the transformer and the text encoder on latents of the trained autoencoder."""
+    """Train or continue the transformer on latents of the trained autoencoder and prompts of the text encoder."""
     if not (given.output / "vae" / "config.json").exists():
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
     recipe = RECIPES[given.family]
@@ -158,7 +189,9 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     features = None
     if recipe.image_encoder:
         features = features_of(run_image_encoder(given, preset), references(given, preset, stories))
-    model, average = (new_model(given, preset, tokenizer).to(device) for _ in range(2))
+    text_encoder = run_text_encoder(given, preset, tokenizer)
+    torch.manual_seed(given.seed)
+    model, average = (recipe.model(preset, text_encoder).to(device) for _ in range(2))
     state = given.output / ".train" / "transformer-state.pt"
     state.parent.mkdir(exist_ok=True)
     if not state.exists() and (given.output / "transformer" / "config.json").exists():
@@ -221,6 +254,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.part in ("vae", "all"):
         run_autoencoder(given, preset, device)
+    if given.part == "text-encoder":
+        run_text_encoder(given, preset, open_tokenizer(given))
     if given.part == "image-encoder":
         run_image_encoder(given, preset)
     if given.part in ("transformer", "all"):

@@ -1,4 +1,4 @@
-"""The Blocks transformer and its text encoder, trained by OneDiffusion's recipe: see models/blocks/README.md."""
+"""The Blocks transformer, trained by OneDiffusion's recipe: see models/blocks/README.md."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from batches import Batch
 from dense import rotary_tables, run_layer, velocity
-from folder import load_parts, make_text_encoder, save_parts
+from folder import load_transformer, save_parts
 from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
-from wordpieces import encode
+from transformers import T5EncoderModel
+from wordpieces import encode, pad
 
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
 
@@ -33,13 +34,13 @@ def transformer_config(hidden: int, depth: int, heads: int, kv_heads: int, patch
 
 
 class Blocks(nn.Module):
-    """The parts that learn together: ``transformer`` and ``text_encoder``."""
+    """``transformer`` learns; the trained ``text_encoder`` stays as it is."""
 
-    def __init__(self, config: dict[str, object], pieces: int) -> None:
+    def __init__(self, config: dict[str, object], text_encoder: T5EncoderModel) -> None:
         super().__init__()
         self.config = config
         self.transformer = NextDiT(NextDiTConfig.from_checkpoint(config))
-        self.text_encoder = make_text_encoder(pieces)
+        self.text_encoder = text_encoder
         self._initialise()
 
     @torch.no_grad()
@@ -73,12 +74,12 @@ class Blocks(nn.Module):
         return (error * weight).sum(1) / weight.sum(1)
 
     def save(self, folder: Path) -> None:
-        """Write transformer/, text_encoder/, scheduler/ and model_index.json in half precision."""
-        save_parts(folder, self.config, self.transformer, self.text_encoder, SCHEDULER, "OneDiffusionPipeline")
+        """Write transformer/ in half precision, scheduler/ and model_index.json."""
+        save_parts(folder, self.config, self.transformer, SCHEDULER, "OneDiffusionPipeline")
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote."""
-        load_parts(folder, self.transformer, self.text_encoder)
+        load_transformer(folder, self.transformer)
 
 
 def matrix(name: str, parameter: Tensor) -> bool:
@@ -93,15 +94,9 @@ def loss_of(
     layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
 
     def loss(part: Batch) -> Tensor:
-        ids = pad([encode(tokenizer, prompt) for prompt in part.prompts]).to(device)
+        ids = pad([encode(tokenizer, prompt) for prompt in part.prompts], TEXT_LENGTH).to(device)
         rotary = rotary_tables(model.transformer, part.samples.shape[1], int(part.samples.shape[2] ** 0.5))
         with torch.autocast(device, torch.bfloat16):
             return model.loss(*(value.to(device) for value in part.tensors), ids, rotary, layer)
 
     return loss
-
-
-def pad(rows: list[list[int]], multiple: int = TEXT_LENGTH) -> Tensor:
-    """Return ids (batch, longest, rounded up to a multiple) with 0 behind the shorter ones."""
-    longest = -(-max(map(len, rows)) // multiple) * multiple
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])

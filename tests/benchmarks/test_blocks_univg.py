@@ -22,6 +22,7 @@ import evaluate  # noqa: E402
 import gallery  # noqa: E402
 import image_encoder  # noqa: E402
 import sheet  # noqa: E402
+import text_encoder  # noqa: E402
 import train  # noqa: E402
 import wordpieces  # noqa: E402
 from channel_batches import ChannelBatchMaker  # noqa: E402
@@ -61,6 +62,7 @@ def trained(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(RECIPES[family].presets, "cpu", presets[family])
             patch.setattr(image_encoder, "STEPS", 2)
+            patch.setattr(text_encoder, "STEPS", 2)
             patch.setattr(sys, "path", [FOLDER, *sys.path])  # for the processes that render
             patch.setattr(sys, "argv", ["train.py", *map(str, given)])
             threads = torch.get_num_threads()
@@ -93,8 +95,10 @@ def test_training_goes_on_where_it_stopped(trained):
     assert again["step"] == 6
     before, after = state["model"], again["model"]
     still = {name for name in before if torch.equal(before[name], after[name])}
+    encoder = {name for name in before if name.startswith("text_encoder.")}
+    assert encoder < still
     last = "transformer.transformer_blocks.1.attn"
-    assert still == {
+    assert still - encoder == {
         "transformer.pos_embed.pos_embed", "transformer.time_text_embed.text_embedder.linear_1.weight",
         f"{last}.add_q_proj.weight", f"{last}.add_q_proj.bias", f"{last}.norm_added_q.weight",
     }  # fmt: skip
@@ -103,7 +107,7 @@ def test_training_goes_on_where_it_stopped(trained):
 def test_the_checkpoint_loads_into_diffusers_and_gives_the_loss_it_was_trained_with(trained):
     model = diffusers.SD3Transformer2DModel.from_pretrained(trained.folder / "transformer").float()
     tokenizer = wordpieces.load_tokenizer(trained.folder / "tokenizer")
-    ours = RECIPES["univg"].model(trained.preset, tokenizer.get_piece_size())
+    ours = RECIPES["univg"].model(trained.preset, text_encoder.load_text_encoder(trained.folder / "text_encoder"))
     ours.load(trained.folder)
     random = np.random.default_rng(1)
     latents = random.standard_normal((len(STORIES), len(FRAME_NAMES), 16, 4, 4)).astype(np.float16)
@@ -112,7 +116,7 @@ def test_the_checkpoint_loads_into_diffusers_and_gives_the_loss_it_was_trained_w
     assert any("<p>" in prompt for prompt in batch.prompts)
     ids = [torch.tensor([wordpieces.encode(tokenizer, prompt)]) for prompt in batch.prompts]
     with torch.no_grad():
-        found = ours.loss(*batch.tensors, channel_transformer.pad([each[0].tolist() for each in ids]))
+        found = ours.loss(*batch.tensors, wordpieces.pad([each[0].tolist() for each in ids], 40))
         for index, own in enumerate(ids):
             words = ours.text_encoder.shared(own)
             places = own[0] == ours.placeholder
@@ -169,6 +173,7 @@ def test_the_checkpoint_exports_runs_and_is_evaluated(trained, tmp_path, monkeyp
         ("--part", "decoder"),
         ("--part", "vae", "--steps", "3"),
         ("--part", "image-encoder", "--steps", "3"),
+        ("--part", "text-encoder", "--steps", "3"),
         ("--family", "onediffusion", "--vae", "some"),
         ("--family", "onediffusion", "--part", "image-encoder"),
     ],
