@@ -36,13 +36,14 @@ class LoadedEngine:
         self.spec = bundle.manifest.graphs[graph]
         self.profiles = profiles
         self._library = library
-        brought.clear()
-        try:
-            self._engine = library.engine(bundle.graph_path(graph), host_code=for_other_versions(bundle))
-        except BackendError as error:
+        with library.loading:
+            brought.clear()
+            try:
+                self._engine = library.engine(bundle.graph_path(graph), host_code=for_other_versions(bundle))
+            except BackendError as error:
+                check_kernels(bundle, graph, brought)
+                raise BackendError(f"{error}; {rebuild_command(bundle)}") from error
             check_kernels(bundle, graph, brought)
-            raise BackendError(f"{error}; {rebuild_command(bundle)}") from error
-        check_kernels(bundle, graph, brought)
         if reason := self._difference():
             raise BackendError(f"{bundle.graph_path(graph)} is another engine ({reason}); {rebuild_command(bundle)}")
         self.streamed = library.stream_weights(self._engine)

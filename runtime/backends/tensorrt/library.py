@@ -74,7 +74,10 @@ def load(kind: str) -> "Library":
 
 
 class Library:
-    """One installed TensorRT. module: its Python package. version: as the package says; number: major and minor."""
+    """One installed TensorRT. module: its Python package. version: as the package says; number: major and minor.
+
+    loading: held while an engine is loaded and judged, so that what another thread's engine brings is not taken for it.
+    """
 
     def __init__(self, kind: str, module: Any) -> None:
         self.kind = kind
@@ -87,6 +90,7 @@ class Library:
         self._plugins: dict[str, Any] = {}  # kept for as long as they are registered
         self._brought: list[str] = []
         self._lock = threading.Lock()
+        self.loading = threading.RLock()
 
     def engine(self, file: Path, *, host_code: bool = False) -> Any:
         """Return the engine of a file, its weights on the current device.

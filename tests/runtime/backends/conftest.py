@@ -1,8 +1,9 @@
 """Fixtures of the tests of backend "tensorrt": an emulated GPU with TensorRT on it (tests/emulated)."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -80,3 +81,40 @@ def engine_bundle(
 
     output = tmp_path_factory.mktemp("engines") / "golden.engines"
     return build_engines(golden_bundle, output, capacity=Capacity(tokens=(64, 256), sequences=8, side=64))
+
+
+@pytest.fixture
+def copy(engine_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the engines that a test may change; call it to write the manifest anew, with another target."""
+    folder = Path(shutil.copytree(engine_bundle, tmp_path / "copy"))
+
+    from framert.runtime.bundle import Bundle, file_specs, write_manifest
+
+    def change(*, built: dict[str, Any] | None = None, **target: Any) -> Path:
+        manifest = Bundle.open(folder, check_files=False).manifest
+        origin = {**manifest.provenance, "built": {**manifest.provenance["built"], **(built or {})}}
+        target = {name: value for name, value in {**manifest.target, **target}.items() if value is not None}
+        write_manifest(folder, replace(manifest, target=target, files=file_specs(folder), provenance=origin))
+        return folder
+
+    change()
+    return change
+
+
+@pytest.fixture
+def refuses() -> Callable[..., str]:
+    """Return a function that loads a bundle, checks that it is refused in one sentence, and returns that."""
+
+    import framert
+    from framert.runtime.errors import BackendError
+
+    def check(bundle: Path, *says: str, error: Any = BackendError, **options: Any) -> str:
+        with pytest.raises(error) as caught:
+            framert.load(bundle, backend="tensorrt", **options)
+        message = str(caught.value)
+        assert "\n" not in message
+        for part in says:
+            assert part in message
+        return message
+
+    return check

@@ -15,6 +15,7 @@ pytest.importorskip("onnx_ir")
 import framert
 from framert.kernels.plugin.launch import Launch
 from framert.runtime.backends.tensorrt import denoiser as denoiser_module
+from framert.runtime.backends.tensorrt import library
 from framert.runtime.backends.tensorrt.backend import TensorRtBackend
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, ConfigError
@@ -383,3 +384,15 @@ def test_an_engine_with_another_kernel_than_its_manifest_names_is_refused(
     assert "denoiser.engine holds the attention kernel sm_89:0123456789abcdef, and its manifest names " in message
     assert f"framert build ONNX_BUNDLE -o {copy} --force" in message
     assert "--attention plugin" in message
+
+
+def test_engines_are_loaded_one_at_a_time(machine, engine_bundle):
+    """While one is loaded, what it brings and TensorRT's words about it are noted in one place."""
+    machine()
+    loading = library.load("tensorrt").loading
+    with ThreadPoolExecutor(1) as pool:
+        with loading:
+            loaded = pool.submit(lambda: framert.load(engine_bundle, backend="tensorrt").run(**CUBE))
+            with pytest.raises(TimeoutError):
+                loaded.result(0.5)
+        assert loaded.result(60).latents is not None
