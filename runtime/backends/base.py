@@ -105,6 +105,14 @@ def text_arenas(manifest: Manifest) -> dict[str, int]:
     return {name: spec.shape.index(CAPACITY) for name, spec in inputs.items() if CAPACITY in spec.shape}
 
 
+def check_kind(bundle: Bundle, backend: str) -> None:
+    """Raises: BackendError unless the bundle's graphs are ONNX files."""
+    kind = bundle.manifest.target.get("kind")
+    if kind != "onnx":
+        other = "; give backend 'tensorrt'" if kind in ENGINES else ""
+        raise BackendError(f"{bundle.path} is built for {kind!r}; backend {backend!r} runs kind 'onnx'{other}")
+
+
 def check_attention(bundle: Bundle, backend: str) -> None:
     """Raises: BackendError if the bundle's attention is padded, to windows that the backend does not give."""
     if has_windows(bundle.manifest.graphs["denoiser"].inputs):

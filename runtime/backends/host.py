@@ -6,9 +6,8 @@ import sys
 import numpy as np
 
 from framert.runtime.arrays import Array, Floats
-from framert.runtime.backends.base import ENGINES, text_arenas
-from framert.runtime.bundle import Bundle
-from framert.runtime.errors import BackendError, ConfigError
+from framert.runtime.backends.base import text_arenas
+from framert.runtime.errors import ConfigError
 from framert.runtime.manifest import Manifest, TensorSpec
 
 MAX_THREADS = 1024  # runtimes start whatever they are told to, and take the machine down
@@ -74,14 +73,6 @@ def check_threads(threads: int | None) -> None:
     whole = isinstance(threads, int) and not isinstance(threads, bool)
     if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
         raise ConfigError(f"threads is {threads!r}; give a whole number from 1 to {MAX_THREADS}, or None for all cores")
-
-
-def check_kind(bundle: Bundle, backend: str) -> None:
-    """Raises: BackendError unless the bundle's graphs are ONNX files."""
-    kind = bundle.manifest.target.get("kind")
-    if kind != "onnx":
-        other = "; give backend 'tensorrt'" if kind in ENGINES else ""
-        raise BackendError(f"{bundle.path} is built for {kind!r}; backend {backend!r} runs kind 'onnx'{other}")
 
 
 def give_back_memory() -> None:

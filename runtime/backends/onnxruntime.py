@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from framert.runtime.arrays import Array, Floats, Ints
-from framert.runtime.backends.host import HostArenas, check_kind, check_threads, first_line, give_back_memory
+from framert.runtime.backends.base import check_kind
+from framert.runtime.backends.host import HostArenas, check_threads, first_line, give_back_memory
 from framert.runtime.backends.onnxruntime_device import OnnxRuntimeDeviceDenoiser
 from framert.runtime.backends.providers import check_provider, check_session, provider_list
 from framert.runtime.backends.query_pieces import pieces

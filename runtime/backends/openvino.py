@@ -9,8 +9,8 @@ from weakref import WeakSet
 
 from framert.runtime.arrays import Array, Floats, Ints
 from framert.runtime.backends import openvino_attention, openvino_rotary, openvino_runs
-from framert.runtime.backends.base import check_attention
-from framert.runtime.backends.host import HostArenas, check_kind, check_threads, give_back_memory
+from framert.runtime.backends.base import check_attention, check_kind
+from framert.runtime.backends.host import HostArenas, check_threads, give_back_memory
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError
 from framert.runtime.manifest import Manifest

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from framert.runtime.arrays import Array
-from framert.runtime.backends.base import check_attention
+from framert.runtime.backends.base import check_attention, check_kind
 from framert.runtime.backends.triton import settings
 from framert.runtime.backends.triton.denoiser import TritonDenoiser
 from framert.runtime.backends.triton.executor import Executor
@@ -35,9 +35,7 @@ class TritonBackend:
 
     def __init__(self, bundle: Bundle, *, impl: str | None = None, precision: str | None = None) -> None:
         self._settings = settings.choose(impl, precision)
-        kind = bundle.manifest.target.get("kind")
-        if kind != "onnx":
-            raise BackendError(f"{bundle.path} is built for {kind!r}; backend 'triton' runs kind 'onnx'")
+        check_kind(bundle, self.name)
         check_attention(bundle, self.name)
         exported = bundle.manifest.graphs["denoiser"].precision
         if exported != "float32":
