@@ -12,7 +12,7 @@ from dataset import FRAME_NAMES
 from diffusers import AutoencoderKL
 from frames import Story
 from numpy.typing import NDArray
-from samples import FRAME_COUNTS, Sample, draw_task, make_sample
+from samples import Sample, draw_frames, draw_task, make_sample
 from torch import Tensor
 
 from framert.runtime.cameras import Cameras
@@ -99,7 +99,7 @@ class BatchMaker:
 
     def draw(self) -> Batch:
         """Return a batch of one sequence length, drawn by FRAME_COUNTS."""
-        frames = int(self.random.choice(list(FRAME_COUNTS), p=list(FRAME_COUNTS.values())))
+        frames = draw_frames(self.random)
         tokens = (self.latents.shape[-1] // self.patch) ** 2
         drawn = [self._sample(frames) for _ in range(max(1, self.tokens_per_step // (frames * tokens)))]
         clean = np.stack([self._clean(scene, sample) for scene, sample in drawn])

@@ -9,11 +9,12 @@ from dense_mmdit import position_table, velocity
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from folder import load_transformer, save_parts
 from sentencepiece import SentencePieceProcessor
-from text_encoder import WIDTH, embed
+from text_encoder import WIDTH as TEXT_WIDTH
+from text_encoder import encode_text, pad
 from torch import Tensor, nn
 from transformer import TEXT_LENGTH
 from transformers import T5EncoderModel
-from wordpieces import EXTRA_IDS, encode, pad, placeholder_id
+from wordpieces import encode, placeholder_id
 
 from framert.export.models.mmdit import MMDiT
 from framert.export.models.mmdit_config import MMDiTConfig
@@ -34,21 +35,19 @@ def transformer_config(hidden: int, depth: int, heads: int, patch: int, side: in
     return {
         "_class_name": "SD3Transformer2DModel", "_diffusers_version": "0.30.3", "attention_head_dim": hidden // heads,
         "caption_projection_dim": hidden, "dual_attention_layers": [], "in_channels": 2 * CHANNELS + 1,
-        "joint_attention_dim": WIDTH, "num_attention_heads": heads, "num_layers": depth,
+        "joint_attention_dim": TEXT_WIDTH, "num_attention_heads": heads, "num_layers": depth,
         "out_channels": CHANNELS, "patch_size": patch, "pooled_projection_dim": POOLED_WIDTH,
         "pos_embed_max_size": POSITIONS, "qk_norm": "rms_norm", "sample_size": side // 8,
     }  # fmt: skip
 
 
 class ChannelBlocks(nn.Module):
-    """``transformer`` learns; the trained ``text_encoder`` stays as it is."""
+    """What learns: ``transformer``."""
 
-    def __init__(self, config: dict[str, object], text_encoder: T5EncoderModel) -> None:
+    def __init__(self, config: dict[str, object]) -> None:
         super().__init__()
         self.config = config
         self.transformer = MMDiT(MMDiTConfig.from_checkpoint(config))
-        self.text_encoder = text_encoder
-        self.placeholder = placeholder_id(text_encoder.config.vocab_size - EXTRA_IDS)
         self._initialise()
 
     @torch.no_grad()
@@ -71,12 +70,12 @@ class ChannelBlocks(nn.Module):
                 parameter.requires_grad = False
 
     def loss(
-        self, samples: Tensor, target: Tensor, levels: Tensor, conditions: Tensor, features: Tensor, ids: Tensor
+        self, samples: Tensor, target: Tensor, levels: Tensor, conditions: Tensor, text: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the mean squared velocity error (batch,); shapes as in ``ChannelBatch``. ids: (batch, length)."""
-        mask = ids != 0
-        words = embed(self.text_encoder, ids, features, self.placeholder)
-        text = self.text_encoder(inputs_embeds=words, attention_mask=mask.long()).last_hidden_state
+        """Return the mean squared velocity error (batch,); shapes as in ``ChannelBatch``.
+
+        text: (batch, length, TEXT_WIDTH); mask: (batch, length), true where there is a word.
+        """
         side = int(samples.shape[1] ** 0.5)
         positions = position_table(self.transformer, side, side)
         output = velocity(self.transformer, samples, levels, text, mask, positions, conditions)
@@ -97,15 +96,23 @@ def matrix(name: str, parameter: Tensor) -> bool:
 
 
 def loss_of(
-    model: ChannelBlocks, tokenizer: SentencePieceProcessor, device: str, *, compiled: bool
+    model: ChannelBlocks,
+    text_encoder: T5EncoderModel,
+    tokenizer: SentencePieceProcessor,
+    device: str,
+    *,
+    compiled: bool,
 ) -> Callable[[ChannelBatch], Tensor]:
     """Return what gives a batch's losses (sequences,)."""
     run = torch.compile(model.loss, dynamic=False) if compiled else model.loss
+    placeholder = placeholder_id(tokenizer.get_piece_size())
     multiple = TEXT_LENGTH if compiled else 4  # compiled code sees one length; else padding is only work
 
     def loss(part: ChannelBatch) -> Tensor:
         ids = pad([encode(tokenizer, prompt) for prompt in part.prompts], multiple).to(device)
         with torch.autocast(device, torch.bfloat16):
-            return run(*(value.to(device) for value in part.tensors), ids)
+            *tensors, features = (value.to(device) for value in part.tensors)
+            text = encode_text(text_encoder, ids, features, placeholder)
+            return run(*tensors, text, ids != 0)
 
     return loss

@@ -71,7 +71,8 @@ def train_image_encoder(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     encoder = build_image_encoder(configuration(pictures.shape[2])).train()
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=RATE, betas=(0.95, 0.98), weight_decay=0.05)
+    # the schedule moves the first beta, too, from 0.95 to 0.85 and back
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=STEPS, pct_start=0.1)
     places = [(scene, index) for scene, story in enumerate(stories) for index in range(len(story.scene.things))]
     for _ in tqdm(range(STEPS), desc="image encoder", unit="step"):

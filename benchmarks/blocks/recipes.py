@@ -18,7 +18,6 @@ from frames import Story
 from loop import Maker
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import T5EncoderModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +59,9 @@ class Recipe:
 
     trains_autoencoder: whether it has one of its own; else ``vae/`` is copied from a trained checkpoint.
     image_encoder: whether pictures stand in its prompts. prompt: one that training may show, of a story.
-    model: from a preset and the trained text encoder.
-    maker: from what is trained on, preset and seed.
-    loss_of: from model, tokenizer, device and whether to compile. matrix: which parameters Muon takes.
+    model: of a preset, untrained. maker: from what is trained on, preset and seed.
+    loss_of: from model, trained text encoder, tokenizer, device and whether to compile.
+    matrix: which parameters Muon takes.
     """
 
     presets: Mapping[str, Preset]
@@ -72,24 +71,24 @@ class Recipe:
     image_encoder: bool
     words: Callable[[], list[str]]
     prompt: Callable[[Story, Preset, np.random.Generator], str]
-    model: Callable[[Preset, T5EncoderModel], nn.Module]
+    model: Callable[[Preset], nn.Module]
     maker: Callable[[Encoded, Preset, int], Maker]
     loss_of: Callable[..., Callable[[Any], Tensor]]
     matrix: Callable[[str, Tensor], bool]
 
 
-def _frames_model(preset: Preset, text_encoder: T5EncoderModel) -> nn.Module:
+def _frames_model(preset: Preset) -> nn.Module:
     config = transformer.transformer_config(
         preset.hidden, preset.depth, preset.heads, preset.kv_heads, preset.patch, preset.side
     )
-    return transformer.Blocks(config, text_encoder)
+    return transformer.Blocks(config)
 
 
-def _channels_model(preset: Preset, text_encoder: T5EncoderModel) -> nn.Module:
+def _channels_model(preset: Preset) -> nn.Module:
     config = channel_transformer.transformer_config(
         preset.hidden, preset.depth, preset.heads, preset.patch, preset.side
     )
-    return channel_transformer.ChannelBlocks(config, text_encoder)
+    return channel_transformer.ChannelBlocks(config)
 
 
 def _channels_maker(encoded: Encoded, preset: Preset, seed: int) -> Maker:

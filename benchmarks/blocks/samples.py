@@ -44,6 +44,11 @@ def words_of_prompts() -> list[str]:
     return [*tokens, *codes, *legends, *vocabulary()]
 
 
+def draw_frames(random: np.random.Generator) -> int:
+    """Return a number of frames by FRAME_COUNTS."""
+    return int(random.choice(list(FRAME_COUNTS), p=list(FRAME_COUNTS.values())))
+
+
 def draw_task(frames: int, random: np.random.Generator) -> str:
     """Return a task that can have ``frames`` frames, by WEIGHTS."""
     able = [task for task in WEIGHTS if frames in _lengths(task)]
@@ -83,8 +88,8 @@ def make_sample(task: str, frames: int, story: Story, random: np.random.Generato
 
 
 def draw_sample(story: Story, random: np.random.Generator) -> Sample:
-    """Return a sample with a number of frames drawn by FRAME_COUNTS, of a task drawn by WEIGHTS."""
-    frames = int(random.choice(list(FRAME_COUNTS), p=list(FRAME_COUNTS.values())))
+    """Return a sample of a task that can have a drawn number of frames."""
+    frames = draw_frames(random)
     return make_sample(draw_task(frames, random), frames, story, random)
 
 

@@ -5,7 +5,8 @@ belongs to which thing is said by order only. Encoders that learned beside the t
 in "a red cube and a blue sphere" and in "a blue cube and a red sphere", so that it could only be guessed.
 """
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import T5Config, T5EncoderModel
-from wordpieces import EXTRA_IDS, pad
+from wordpieces import EXTRA_IDS
 
 WIDTH = 128
 REACH = 4  # words to either side that a word's vector tells; a thing's colour is one away, its neighbour's four
 PLACES = 48  # that a word can stand at; words behind them would count as at the last
 STEPS, BATCH, RATE = 600, 128, 2e-3
-HELD_OUT_BATCHES = 8
+MEASURED_BATCHES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,12 @@ class Prompt:
 
     ids: list[int]
     shown: tuple[tuple[int, int], ...] = ()
+
+
+def pad(rows: Sequence[list[int]], multiple: int) -> Tensor:
+    """Return ids (batch, longest, rounded up to a multiple) with 0 behind the shorter ones."""
+    longest = -(-max(map(len, rows)) // multiple) * multiple
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def make_text_encoder(pieces: int) -> T5EncoderModel:
@@ -70,48 +77,55 @@ def embed(encoder: T5EncoderModel, ids: Tensor, features: Tensor, placeholder: i
     return torch.where(placed, shown, encoder.shared(ids))
 
 
+def encode_text(encoder: T5EncoderModel, ids: Tensor, features: Tensor, placeholder: int) -> Tensor:
+    """Return the vectors (batch, length, WIDTH) of prompts; arguments as of ``embed``."""
+    words = embed(encoder, ids, features, placeholder)
+    vectors: Tensor = encoder(inputs_embeds=words, attention_mask=(ids != 0).long()).last_hidden_state
+    return vectors
+
+
 def feature_of(words: Tensor) -> Tensor:
     """Return the feature (..., WIDTH) of a picture whose colour's and shape's vectors are ``words`` (..., 2, WIDTH)."""
     return words.sum(-2) * 0.5**0.5
 
 
 def train_text_encoder(
-    encoder: T5EncoderModel,
+    pieces: int,
     prompts: Iterator[Prompt],
+    measured: Iterator[Prompt],
     placeholder: int,
     *,
+    seed: int,
     report: Callable[[str], None],
-) -> None:
-    """Train an encoder until each word's vector tells, by one matrix, the words around it and its place.
+) -> T5EncoderModel:
+    """Return an encoder from each of whose vectors one matrix tells the words around a word and its place.
 
-    Placeholders stand for pictures: there the colour is to be told, because the prompt leaves it out.
+    Placeholders stand for pictures: there the colour is to be told, because the prompt leaves it out. It is trained on
+    the CPU, which is fast enough for so small a model.
 
     Args:
-        prompts: without end; what is drawn last only measures.
+        prompts: to learn from, without end. measured: others, of which is reported how many words are told right.
         placeholder: the id that a picture's feature stands at.
     """
-    telling = Telling(encoder.config.vocab_size)
-    encoder.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *telling.parameters()], lr=RATE, betas=(0.9, 0.98))
+    torch.manual_seed(seed)
+    encoder, telling = make_text_encoder(pieces), Telling(pieces + EXTRA_IDS)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *telling.parameters()], lr=RATE, betas=(0.95, 0.98))
+    # the schedule moves the first beta, too, from 0.95 to 0.85 and back
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=RATE, total_steps=STEPS, pct_start=0.1)
     for _ in tqdm(range(STEPS), desc="text encoder", unit="step"):
         ids, features, told = _batch(encoder, prompts, placeholder)
-        loss, _ = telling(_vectors(encoder, ids, features, placeholder), ids, told)
+        loss, _ = telling(encode_text(encoder, ids, features, placeholder), ids, told)
         loss.backward()
         nn.utils.clip_grad_norm_([*encoder.parameters(), *telling.parameters()], 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
     encoder.eval().requires_grad_(False)
-    with torch.no_grad():
-        found = []
-        for _ in range(HELD_OUT_BATCHES):
-            ids, features, told = _batch(encoder, prompts, placeholder)
-            found.append(telling(_vectors(encoder, ids, features, placeholder), ids, told)[1])
-    own, near, far, place = torch.stack(found).mean(0).tolist()
+    own, near, far, place = _measure(encoder, telling, measured, placeholder)
     report(
         f"text encoder: words right: own {own:.3f}, next {near:.3f}, up to {REACH} away {far:.3f}; place {place:.3f}"
     )
+    return encoder
 
 
 class Telling(nn.Module):
@@ -143,14 +157,30 @@ class Telling(nn.Module):
 
 def save_text_encoder(encoder: T5EncoderModel, folder: Path) -> None:
     """Write config.json and fp16 safetensors as transformers does."""
+    part = folder.with_name(".text_encoder")  # a stop leaves the whole encoder or none
+    shutil.rmtree(part, ignore_errors=True)
     copy = T5EncoderModel(encoder.config)
     copy.load_state_dict(encoder.state_dict())
-    copy.half().save_pretrained(folder)
+    copy.half().save_pretrained(part)
+    part.rename(folder)
 
 
 def load_text_encoder(folder: Path) -> T5EncoderModel:
     """Return the encoder of a folder in fp32, not to be trained."""
     return T5EncoderModel.from_pretrained(folder).float().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _measure(
+    encoder: T5EncoderModel, telling: Telling, prompts: Iterator[Prompt], placeholder: int
+) -> tuple[float, float, float, float]:
+    """Return the shares of words told right: own, next, all around, places."""
+    found = []
+    for _ in range(MEASURED_BATCHES):
+        ids, features, told = _batch(encoder, prompts, placeholder)
+        found.append(telling(encode_text(encoder, ids, features, placeholder), ids, told)[1])
+    own, near, far, place = torch.stack(found).mean(0).tolist()
+    return own, near, far, place
 
 
 def _batch(encoder: T5EncoderModel, prompts: Iterator[Prompt], placeholder: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,8 +196,3 @@ def _batch(encoder: T5EncoderModel, prompts: Iterator[Prompt], placeholder: int)
             shown[row, : len(pairs)] = pairs
             told[row, ids[row] == placeholder] = pairs[:, 0]
     return ids, feature_of(encoder.shared(shown)), told
-
-
-def _vectors(encoder: T5EncoderModel, ids: Tensor, features: Tensor, placeholder: int) -> Tensor:
-    words = embed(encoder, ids, features, placeholder)
-    return encoder(inputs_embeds=words, attention_mask=(ids != 0).long()).last_hidden_state

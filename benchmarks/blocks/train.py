@@ -11,7 +11,7 @@ from the output folder: encoders already there stay, other parts are continued. 
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,34 +21,16 @@ from batches import encode_all
 from dataset import open_pictures
 from decoder import train_decoder
 from diffusers import AutoencoderKL
+from encoders import Encoders
 from frames import Story
 from heldout import training_stories
-from image_encoder import (
-    REFERENCES,
-    features_of,
-    load_image_encoder,
-    save_image_encoder,
-    train_image_encoder,
-)
 from loop import train
 from losses import Losses
 from numpy.typing import NDArray
 from recipes import RECIPES, Encoded, Preset
-from sentencepiece import SentencePieceProcessor
-from text_encoder import (
-    Prompt,
-    load_text_encoder,
-    make_text_encoder,
-    save_text_encoder,
-    train_text_encoder,
-)
 from trainer import Schedule, Trainer
-from transformers import T5EncoderModel
-from wordpieces import encode, load_tokenizer, placeholder_id, train_tokenizer
-from world import COLOURS, SHAPES
 
-from framert.export.families.univg_plan import ImageEncoder
-
+ENCODERS = ("text-encoder", "image-encoder")
 VAE = Path(__file__).resolve().parents[2] / "models" / "blocks" / "vae"
 
 
@@ -64,7 +46,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--preset", choices=RECIPES["onediffusion"].presets, default="cpu")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint folder, resumed if it exists")
     parser.add_argument(
-        "--part", choices=("vae", "text-encoder", "image-encoder", "transformer", "decoder", "all"), default="all"
+        "--part",
+        choices=("vae", *ENCODERS, "transformer", "decoder", "all"),
+        default="all",
+        help="default: all in this order, each where the family has it",
     )
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
     parser.add_argument(
@@ -82,10 +67,10 @@ def arguments() -> argparse.Namespace:
         if (value := getattr(given, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0, got {value}")
     recipe = RECIPES[given.family]
-    several = given.part in ("vae", "text-encoder", "image-encoder") or (
-        given.part == "all" and recipe.trains_autoencoder
-    )
-    if given.steps and (given.open_ended or several):
+    if given.part in ENCODERS and (given.minutes or given.open_ended):
+        parser.error(f"--part {given.part} is short, and trained to its end: leave out --minutes and --open-ended")
+    stepless = given.part in ("vae", *ENCODERS) or (given.part == "all" and recipe.trains_autoencoder)
+    if given.steps and (given.open_ended or stepless):
         parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
     if given.part == "image-encoder" and not recipe.image_encoder:
         parser.error(f"{given.family} has no image encoder to train")
@@ -126,72 +111,31 @@ def copy_autoencoder(trained: Path, folder: Path) -> None:
     part.rename(folder)
 
 
-def run_image_encoder(given: argparse.Namespace, preset: Preset) -> ImageEncoder:
-    """Return the image encoder of the checkpoint, trained now if it has none yet."""
-    folder = given.output / "image_encoder"
-    if not (folder / "config.json").exists():
-        stories, tokenizer = training_stories(given.scenes or preset.scenes), open_tokenizer(given)
-        vectors = run_text_encoder(given, preset, tokenizer).shared.weight
-        words = {word: vectors[tokenizer.encode(word)[0]] for word in (*COLOURS, *SHAPES)}
-        pictures = references(given, preset, stories)
-        encoder = train_image_encoder(pictures, stories, words, seed=given.seed, report=report)
-        save_image_encoder(encoder, folder)
-    return load_image_encoder(folder)
+def encoders_of(given: argparse.Namespace, preset: Preset) -> Encoders:
+    """Return the tokenizer and encoders of the checkpoint, trained when they are asked for if it has none."""
+    stories = training_stories(given.scenes or preset.scenes)
+    return Encoders(RECIPES[given.family], preset, given.output, given.cache, stories, given.seed, report)
 
 
-def open_tokenizer(given: argparse.Namespace) -> SentencePieceProcessor:
-    """Return the tokenizer of the checkpoint, made now if it has none yet."""
-    recipe, folder = RECIPES[given.family], given.output / "tokenizer"
-    if (folder / "spiece.model").exists():
-        return load_tokenizer(folder)
-    return train_tokenizer(folder, recipe.words(), pictures=recipe.image_encoder)
-
-
-def run_text_encoder(given: argparse.Namespace, preset: Preset, tokenizer: SentencePieceProcessor) -> T5EncoderModel:
-    """Return the text encoder of the checkpoint, trained now if it has none yet."""
-    folder = given.output / "text_encoder"
-    if not (folder / "config.json").exists():
-        torch.manual_seed(given.seed)
-        encoder = make_text_encoder(tokenizer.get_piece_size())
-        placeholder = placeholder_id(tokenizer.get_piece_size())
-        train_text_encoder(encoder, prompts(given, preset, tokenizer), placeholder, report=report)
-        save_text_encoder(encoder, folder)
-    return load_text_encoder(folder)
-
-
-def prompts(given: argparse.Namespace, preset: Preset, tokenizer: SentencePieceProcessor) -> Iterator[Prompt]:
-    """Yield prompts of the family without end."""
-    recipe, random = RECIPES[given.family], np.random.default_rng(given.seed)
-    stories, mark = training_stories(given.scenes or preset.scenes), placeholder_id(tokenizer.get_piece_size())
-    words = {word: tokenizer.encode(word)[0] for word in (*COLOURS, *SHAPES)}
-    while True:
-        story = stories[int(random.integers(len(stories)))]
-        ids = encode(tokenizer, recipe.prompt(story, preset, random))
-        shown = story.scene.things[: ids.count(mark)]
-        yield Prompt(ids, tuple((words[thing.colour], words[thing.shape]) for thing in shown))
-
-
-def references(given: argparse.Namespace, preset: Preset, stories: list[Story]) -> NDArray[np.uint8]:
-    """Return the pictures of the things of ``stories``, rendered if they are not in the cache."""
-    seeds = [story.seed for story in stories]
-    return open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads(), kind=REFERENCES)
+def run_encoder(given: argparse.Namespace, preset: Preset) -> None:
+    """Train the text or the image encoder, unless the checkpoint has it."""
+    name = given.part.replace("-", "_")
+    if (given.output / name).exists():
+        report(f"{given.output / name} is there already, and stays")
+    getattr(encoders_of(given, preset), name)
 
 
 def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> None:
     """Train or continue the transformer on latents of the trained autoencoder and prompts of the text encoder."""
     if not (given.output / "vae" / "config.json").exists():
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
-    recipe = RECIPES[given.family]
-    tokenizer = open_tokenizer(given)
+    recipe, encoders = RECIPES[given.family], encoders_of(given, preset)
     vae = load_autoencoder(given.output / "vae").eval().to(device)
-    stories = training_stories(given.scenes or preset.scenes)
-    _, latents = data(given, preset, vae, device, stories)
-    features = None
-    if recipe.image_encoder:
-        features = features_of(run_image_encoder(given, preset), references(given, preset, stories))
-    text_encoder = run_text_encoder(given, preset, tokenizer)
+    _, latents = data(given, preset, vae, device, encoders.stories)
+    encoded = Encoded(encoders.stories, latents, encoders.features())
+    text_encoder = encoders.text_encoder.to(device)
     torch.manual_seed(given.seed)
-    model, average = (recipe.model(preset, text_encoder).to(device) for _ in range(2))
+    model, average = (recipe.model(preset).to(device) for _ in range(2))
     state = given.output / ".train" / "transformer-state.pt"
     state.parent.mkdir(exist_ok=True)
     if not state.exists() and (given.output / "transformer" / "config.json").exists():
@@ -199,11 +143,14 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     average.load_state_dict(model.state_dict())
     threads = threads_of(given, device)
     schedule = Schedule(rate=preset.rate, steps=None if given.open_ended else given.steps or preset.steps)
-    trainer = Trainer(model, average, state, schedule, recipe.matrix, threads)
+    try:
+        trainer = Trainer(model, average, state, schedule, recipe.matrix, threads)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
     train(
-        trainer, recipe.maker(Encoded(stories, latents, features), preset, given.seed + trainer.step),
-        recipe.loss_of(model, tokenizer, device, compiled=given.compile),
+        trainer, recipe.maker(encoded, preset, given.seed + trainer.step),
+        recipe.loss_of(model, text_encoder, encoders.tokenizer, device, compiled=given.compile),
         Losses(given.output / "losses.csv", recipe.weights, trainer.step),
         minutes=given.minutes, report=report, output=given.output,
     )  # fmt: skip
@@ -225,7 +172,7 @@ def run_decoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
 
 
 def data(
-    given: argparse.Namespace, preset: Preset, vae: AutoencoderKL, device: str, stories: list[Story]
+    given: argparse.Namespace, preset: Preset, vae: AutoencoderKL, device: str, stories: Sequence[Story]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     """Return pictures and latents of ``stories``, made if they are not in the cache."""
     seeds = [story.seed for story in stories]
@@ -254,10 +201,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if given.part in ("vae", "all"):
         run_autoencoder(given, preset, device)
-    if given.part == "text-encoder":
-        run_text_encoder(given, preset, open_tokenizer(given))
-    if given.part == "image-encoder":
-        run_image_encoder(given, preset)
+    if given.part in ENCODERS:
+        run_encoder(given, preset)
     if given.part in ("transformer", "all"):
         run_transformer(given, preset, device)
     if given.part == "decoder" or (given.part == "all" and RECIPES[given.family].trains_autoencoder):

@@ -122,6 +122,8 @@ class Trainer:
 
     def _load(self) -> None:
         saved = torch.load(self.state, weights_only=True)
+        if saved["model"].keys() != self.model.state_dict().keys():
+            raise ValueError(f"{self.state} is of another model; delete it, or give another output folder")
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
         self.step, self.seconds, self.cpu_seconds = (saved[name] for name in ("step", "seconds", "cpu_seconds"))

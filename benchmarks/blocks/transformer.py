@@ -8,9 +8,11 @@ from batches import Batch
 from dense import rotary_tables, run_layer, velocity
 from folder import load_transformer, save_parts
 from sentencepiece import SentencePieceProcessor
+from text_encoder import WIDTH as TEXT_WIDTH
+from text_encoder import pad
 from torch import Tensor, nn
 from transformers import T5EncoderModel
-from wordpieces import encode, pad
+from wordpieces import encode
 
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
 
@@ -25,7 +27,7 @@ SCHEDULER = {
 def transformer_config(hidden: int, depth: int, heads: int, kv_heads: int, patch: int, side: int) -> dict[str, object]:
     """Return transformer/config.json: the published keys and the side in pixels that the model is trained at."""
     return {
-        "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": 128, "depth": depth,
+        "_class_name": "NextDiT", "_diffusers_version": "0.30.3", "caption_channels": TEXT_WIDTH, "depth": depth,
         "ffn_dim_multiplier": None, "hidden_size": hidden, "in_channels": 16, "input_size": [1, side // 8, side // 8],
         "model_max_length": 512, "multiple_of": 32, "native_side": side, "norm_eps": 1e-5, "norm_type": "rms",
         "num_heads": heads, "num_kv_heads": kv_heads, "patch_size": [1, patch, patch], "pred_sigma": False,
@@ -34,13 +36,12 @@ def transformer_config(hidden: int, depth: int, heads: int, kv_heads: int, patch
 
 
 class Blocks(nn.Module):
-    """``transformer`` learns; the trained ``text_encoder`` stays as it is."""
+    """What learns: ``transformer``."""
 
-    def __init__(self, config: dict[str, object], text_encoder: T5EncoderModel) -> None:
+    def __init__(self, config: dict[str, object]) -> None:
         super().__init__()
         self.config = config
         self.transformer = NextDiT(NextDiTConfig.from_checkpoint(config))
-        self.text_encoder = text_encoder
         self._initialise()
 
     @torch.no_grad()
@@ -62,13 +63,15 @@ class Blocks(nn.Module):
         target: Tensor,
         levels: Tensor,
         weight: Tensor,
-        ids: Tensor,
+        text: Tensor,
+        mask: Tensor,
         rotary: tuple[Tensor, Tensor],
         layer: Callable[..., Tensor] = run_layer,
     ) -> Tensor:
-        """Return the mean squared velocity error (batch,) over the frames that count; shapes as in ``Batch``."""
-        mask = ids != 0
-        text = self.text_encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        """Return the mean squared velocity error (batch,) over the frames that count; shapes as in ``Batch``.
+
+        text: (batch, length, TEXT_WIDTH); mask: (batch, length), true where there is a word.
+        """
         output = velocity(self.transformer, samples, levels, text, mask, rotary, layer)
         error = (output.float() - target).square().mean((2, 3))
         return (error * weight).sum(1) / weight.sum(1)
@@ -88,7 +91,7 @@ def matrix(name: str, parameter: Tensor) -> bool:
 
 
 def loss_of(
-    model: Blocks, tokenizer: SentencePieceProcessor, device: str, *, compiled: bool
+    model: Blocks, text_encoder: T5EncoderModel, tokenizer: SentencePieceProcessor, device: str, *, compiled: bool
 ) -> Callable[[Batch], Tensor]:
     """Return what gives a batch's losses (sequences,)."""
     layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
@@ -97,6 +100,7 @@ def loss_of(
         ids = pad([encode(tokenizer, prompt) for prompt in part.prompts], TEXT_LENGTH).to(device)
         rotary = rotary_tables(model.transformer, part.samples.shape[1], int(part.samples.shape[2] ** 0.5))
         with torch.autocast(device, torch.bfloat16):
-            return model.loss(*(value.to(device) for value in part.tensors), ids, rotary, layer)
+            text = text_encoder(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+            return model.loss(*(value.to(device) for value in part.tensors), text, ids != 0, rotary, layer)
 
     return loss

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
-import torch
 from sentencepiece import sentencepiece_model_pb2
-from torch import Tensor
 
 from framert.runtime.tokenizer import PLACEHOLDER
 
@@ -58,12 +56,6 @@ def encode(tokenizer: sentencepiece.SentencePieceProcessor, prompt: str) -> list
     first, *others = (tokenizer.encode(part) for part in prompt.split(PLACEHOLDER))
     mark = placeholder_id(tokenizer.get_piece_size())
     return [*first, *(each for part in others for each in (mark, *part)), tokenizer.eos_id()]
-
-
-def pad(rows: Sequence[list[int]], multiple: int) -> Tensor:
-    """Return ids (batch, longest, rounded up to a multiple) with 0 behind the shorter ones."""
-    longest = -(-max(map(len, rows)) // multiple) * multiple
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
 def placeholder_id(pieces: int) -> int:

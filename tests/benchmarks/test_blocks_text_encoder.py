@@ -4,7 +4,6 @@ import itertools
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +15,13 @@ pytest.importorskip("diffusers")
 
 FOLDER = str(Path(__file__).parents[2] / "benchmarks" / "blocks")
 sys.path.insert(0, FOLDER)  # the scripts import each other by name, as when they are run
+import encoders  # noqa: E402
 import text_encoder  # noqa: E402
-import train  # noqa: E402
 import wordpieces  # noqa: E402
-import world  # noqa: E402
+from heldout import training_stories  # noqa: E402
+from recipes import RECIPES  # noqa: E402
+from transformer import TEXT_LENGTH  # noqa: E402
+from world import FIRST_TRAINING_SEED  # noqa: E402
 
 sys.path.remove(FOLDER)
 
@@ -67,36 +69,74 @@ def test_order_changes_what_a_new_encoder_gives():
     assert moved[1] < 1e-5 < 0.05 < moved[0]
 
 
-MARK = 7  # stands for a picture: behind the words, as in the tokenizer
+COLOURS, SHAPES, MARK = (3, 4), (5, 6), 7  # ids of words; MARK stands for a picture, behind the words
 
 
 def prompts(random):
-    """ "word word <picture> word" and the like, without end."""
+    """ "colour shape colour shape" and the like, some with a picture for a colour, without end."""
     while True:
-        ids = random.integers(3, MARK, size=int(random.integers(2, 6))).tolist()
-        shown = [] if random.random() < 0.5 else [tuple(random.integers(3, MARK, size=2).tolist())]
-        if shown:
-            ids[int(random.integers(len(ids)))] = MARK
+        ids, shown = [], []
+        for _ in range(int(random.integers(1, 4))):
+            thing = (int(random.choice(COLOURS)), int(random.choice(SHAPES)))
+            if random.random() < 0.3:
+                ids += [MARK, thing[1]]
+                shown.append(thing)
+            else:
+                ids += thing
         yield text_encoder.Prompt([*ids, 1], tuple(shown))
 
 
-def test_vectors_learn_to_tell_the_words_around_and_their_place(monkeypatch, tmp_path):
-    monkeypatch.setattr(text_encoder, "STEPS", 120)
-    monkeypatch.setattr(text_encoder, "BATCH", 32)
-    torch.manual_seed(0)
-    encoder, said = text_encoder.make_text_encoder(MARK), []
-    text_encoder.train_text_encoder(encoder, prompts(np.random.default_rng(0)), MARK, report=said.append)
-    (line,) = said
-    own, near, far, place = (float(word) for word in re.findall(r"\d\.\d{3}", line))
-    assert min(own, place) > 0.9
-    assert min(near, far) > 0.7  # four words, and nothing beyond the ends: untrained vectors tell about half
-    assert not any(each.requires_grad for each in encoder.parameters())
-    text_encoder.save_text_encoder(encoder, tmp_path)
-    kept = text_encoder.load_text_encoder(tmp_path)
-    assert not any(each.requires_grad for each in kept.parameters())
-    with torch.no_grad():
-        ids = torch.tensor([[5, 6, 4, 3, 1]])
-        torch.testing.assert_close(kept(ids).last_hidden_state, encoder(ids).last_hidden_state, rtol=0, atol=1e-2)
+def pictures(random):
+    """Prompts of one picture, its shape and the end: a third of what they are to tell is its colour."""
+    while True:
+        thing = (int(random.choice(COLOURS)), int(random.choice(SHAPES)))
+        yield text_encoder.Prompt([MARK, thing[1], 1], (thing,))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """Encoders after a short training with what was reported, by what is measured: prompts and pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_encoder, "STEPS", 120)
+        patch.setattr(text_encoder, "BATCH", 32)
+        made = {}
+        for measured in (prompts, pictures):
+            said = []
+            told, others = prompts(np.random.default_rng(0)), measured(np.random.default_rng(1))
+            encoder = text_encoder.train_text_encoder(MARK, told, others, MARK, seed=0, report=said.append)
+            (line,) = said
+            made[measured] = (encoder, [float(word) for word in re.findall(r"\d\.\d{3}", line)])
+    return made
+
+
+def test_vectors_learn_to_tell_the_words_around_and_their_place(learned):
+    own, near, far, place = learned[prompts][1]
+    assert min(own, near, far, place) > 0.8  # untrained vectors tell about half of what is around
+    colours = 3 * learned[pictures][1][0] - 2  # where shape and end are always told
+    assert colours > 0.8  # of two
+
+
+def test_a_things_vector_tells_its_colour(learned):
+    """What was not so where the encoder learned beside the transformer: there it moved by less than a thousandth."""
+    encoder = learned[prompts][0]
+    vectors = encoder(torch.tensor([[3, 5, 4, 6, 1], [4, 5, 3, 6, 1]])).last_hidden_state
+    thing = vectors[:, 1]
+    assert (thing[0] - thing[1]).norm() > 0.05 * thing[0].norm()
+
+
+def test_training_repeats_itself(learned):
+    one, other = (learned[measured][0].state_dict() for measured in (prompts, pictures))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_saved_encoder_stays_as_it_is(learned, tmp_path):
+    encoder = learned[prompts][0]
+    text_encoder.save_text_encoder(encoder, tmp_path / "text_encoder")
+    assert [path.name for path in tmp_path.iterdir()] == ["text_encoder"]
+    kept = text_encoder.load_text_encoder(tmp_path / "text_encoder")
+    assert not any(each.requires_grad for made in (encoder, kept) for each in made.parameters())
+    ids = torch.tensor([[3, 5, 4, 6, 1]])
+    torch.testing.assert_close(kept(ids).last_hidden_state, encoder(ids).last_hidden_state, rtol=0, atol=1e-2)
 
 
 def test_features_enter_at_placeholders_in_order():
@@ -110,15 +150,34 @@ def test_features_enter_at_placeholders_in_order():
     assert torch.equal(words[1], encoder.shared(ids[1]))
 
 
-@pytest.mark.parametrize("family", ["onediffusion", "univg"])
-def test_prompts_are_those_of_the_family_and_say_what_pictures_show(family, tmp_path):
-    given = SimpleNamespace(family=family, output=tmp_path, seed=0, scenes=8)
-    tokenizer = train.open_tokenizer(given)
-    preset, mark = train.RECIPES[family].presets["cpu"], wordpieces.placeholder_id(tokenizer.get_piece_size())
-    drawn = list(itertools.islice(train.prompts(given, preset, tokenizer), 120))
+@pytest.fixture
+def made(request, tmp_path):
+    """The encoders of a new checkpoint of a family, of which none is trained yet."""
+    recipe = RECIPES[request.param]
+    return encoders.Encoders(recipe, recipe.presets["cpu"], tmp_path, tmp_path, training_stories(8), 0, print)
+
+
+@pytest.mark.parametrize("made", ["onediffusion", "univg"], indirect=True)
+def test_prompts_are_those_of_the_family_in_known_words(made):
+    told = encoders.prompts(made.recipe, made.preset, made.stories, made.tokenizer, 0)
+    drawn = list(itertools.islice(told, 200))
+    mark = wordpieces.placeholder_id(made.tokenizer.get_piece_size())
     assert all(prompt.ids.count(mark) == len(prompt.shown) for prompt in drawn)
-    assert any(prompt.shown for prompt in drawn) == train.RECIPES[family].image_encoder
-    assert all(tokenizer.unk_id() not in prompt.ids for prompt in drawn)
-    assert max(len(prompt.ids) for prompt in drawn) <= text_encoder.PLACES
-    words = {tokenizer.id_to_piece(piece)[1:] for prompt in drawn for pair in prompt.shown for piece in pair}
-    assert words <= {*world.COLOURS, *world.SHAPES}
+    assert any(prompt.shown for prompt in drawn) == made.recipe.image_encoder
+    assert all(made.tokenizer.unk_id() not in prompt.ids for prompt in drawn)
+    assert max(len(prompt.ids) for prompt in drawn) <= TEXT_LENGTH <= text_encoder.PLACES
+
+
+@pytest.mark.parametrize("made", ["univg"], indirect=True)
+def test_what_pictures_show_is_said_in_the_prompts_order(made):
+    story = next(story for story in made.stories if len(story.scene.things) == 3)
+    told = encoders.prompts(made.recipe, made.preset, [story], made.tokenizer, 0)
+    prompt = next(prompt for prompt in told if len(prompt.shown) == 3)
+    words = [tuple(made.tokenizer.id_to_piece(piece)[1:] for piece in pair) for pair in prompt.shown]
+    assert words == [(thing.colour, thing.shape) for thing in story.scene.things]
+
+
+def test_held_out_stories_are_never_trained_on():
+    held = {story.seed for story in encoders.held_out_stories(20)}
+    assert held.isdisjoint(story.seed for story in training_stories(20))
+    assert max(held) < FIRST_TRAINING_SEED

@@ -95,10 +95,8 @@ def test_training_goes_on_where_it_stopped(trained):
     assert again["step"] == 6
     before, after = state["model"], again["model"]
     still = {name for name in before if torch.equal(before[name], after[name])}
-    encoder = {name for name in before if name.startswith("text_encoder.")}
-    assert encoder < still
     last = "transformer.transformer_blocks.1.attn"
-    assert still - encoder == {
+    assert still == {
         "transformer.pos_embed.pos_embed", "transformer.time_text_embed.text_embedder.linear_1.weight",
         f"{last}.add_q_proj.weight", f"{last}.add_q_proj.bias", f"{last}.norm_added_q.weight",
     }  # fmt: skip
@@ -107,7 +105,8 @@ def test_training_goes_on_where_it_stopped(trained):
 def test_the_checkpoint_loads_into_diffusers_and_gives_the_loss_it_was_trained_with(trained):
     model = diffusers.SD3Transformer2DModel.from_pretrained(trained.folder / "transformer").float()
     tokenizer = wordpieces.load_tokenizer(trained.folder / "tokenizer")
-    ours = RECIPES["univg"].model(trained.preset, text_encoder.load_text_encoder(trained.folder / "text_encoder"))
+    encoder = text_encoder.load_text_encoder(trained.folder / "text_encoder")
+    ours = RECIPES["univg"].model(trained.preset)
     ours.load(trained.folder)
     random = np.random.default_rng(1)
     latents = random.standard_normal((len(STORIES), len(FRAME_NAMES), 16, 4, 4)).astype(np.float16)
@@ -116,12 +115,15 @@ def test_the_checkpoint_loads_into_diffusers_and_gives_the_loss_it_was_trained_w
     assert any("<p>" in prompt for prompt in batch.prompts)
     ids = [torch.tensor([wordpieces.encode(tokenizer, prompt)]) for prompt in batch.prompts]
     with torch.no_grad():
-        found = ours.loss(*batch.tensors, wordpieces.pad([each[0].tolist() for each in ids], 40))
+        padded, mark = text_encoder.pad([each[0].tolist() for each in ids], 40), tokenizer.get_piece_size()
+        *tensors, features = batch.tensors
+        text = text_encoder.encode_text(encoder, padded, features, mark)
+        found = ours.loss(*tensors, text, padded != 0)
         for index, own in enumerate(ids):
-            words = ours.text_encoder.shared(own)
-            places = own[0] == ours.placeholder
+            words = encoder.shared(own)
+            places = own[0] == mark
             words[0, places] = batch.features[index, : int(places.sum())]
-            text = ours.text_encoder(inputs_embeds=words).last_hidden_state
+            text = encoder(inputs_embeds=words).last_hidden_state
             grid = torch.cat((batch.samples[index], batch.conditions[index]), dim=-1).T.reshape(1, 33, 4, 4)
             velocity = model(grid, text, torch.zeros(1, 16), batch.levels[index : index + 1]).sample
             error = (velocity[0].flatten(1).T - batch.target[index]).square().mean()
@@ -167,6 +169,32 @@ def test_the_checkpoint_exports_runs_and_is_evaluated(trained, tmp_path, monkeyp
     assert labels["text_to_image"] == ["made"]
 
 
+def test_what_learned_from_a_text_encoder_is_not_given_another(trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "univg")
+    shutil.rmtree(tmp_path / "univg" / "text_encoder")
+    with pytest.raises(SystemExit, match=r"is missing, and image_encoder, transformer, .* learned from it"):
+        trained.run("univg", tmp_path / "univg", "--vae", trained.base / "vae", "--steps", 4)
+    assert not (tmp_path / "univg" / "text_encoder").exists()
+
+
+def test_a_state_of_another_model_is_refused(trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "univg")
+    path = tmp_path / "univg" / ".train" / "transformer-state.pt"
+    state = torch.load(path)
+    state["model"]["text_encoder.shared.weight"] = torch.zeros(1)
+    torch.save(state, path)
+    with pytest.raises(SystemExit, match="is of another model; delete it"):
+        trained.run("univg", tmp_path / "univg", "--vae", trained.base / "vae", "--steps", 4)
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused(trained, tmp_path):
+    shutil.copytree(trained.folder, tmp_path / "univg")
+    shutil.rmtree(tmp_path / "univg" / "tokenizer")
+    wordpieces.train_tokenizer(tmp_path / "univg" / "tokenizer", ["a", "word"])
+    with pytest.raises(SystemExit, match="text_encoder is of another checkpoint: it knows"):
+        trained.run("univg", tmp_path / "univg", "--vae", trained.base / "vae", "--steps", 4)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -174,6 +202,8 @@ def test_the_checkpoint_exports_runs_and_is_evaluated(trained, tmp_path, monkeyp
         ("--part", "vae", "--steps", "3"),
         ("--part", "image-encoder", "--steps", "3"),
         ("--part", "text-encoder", "--steps", "3"),
+        ("--part", "text-encoder", "--minutes", "3"),
+        ("--part", "image-encoder", "--open-ended"),
         ("--family", "onediffusion", "--vae", "some"),
         ("--family", "onediffusion", "--part", "image-encoder"),
     ],

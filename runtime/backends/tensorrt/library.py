@@ -90,7 +90,7 @@ class Library:
         self._plugins: dict[str, Any] = {}  # kept for as long as they are registered
         self._brought: list[str] = []
         self._lock = threading.Lock()
-        self.loading = threading.RLock()
+        self.loading = threading.Lock()
 
     def engine(self, file: Path, *, host_code: bool = False) -> Any:
         """Return the engine of a file, its weights on the current device.
