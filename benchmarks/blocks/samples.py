@@ -10,16 +10,16 @@ from framert.runtime.colors import COLORS, hexadecimal
 from framert.runtime.families.onediffusion.prompts import Words
 from framert.runtime.families.onediffusion.task_table import TASKS
 
-# How often each task is drawn among those with its number of frames. What must obey words learns last: it gets more.
+# How often each task is drawn among those with its number of frames. What must obey words or see solids learns last.
 WEIGHTS = {
     "text_to_image": 1.0,
-    "edit": 2.5, "semantic_to_image": 4.0, "image_to_semantic": 4.0, "boxes_to_image": 1.0, "image_to_boxes": 0.8,
-    "depth_to_image": 1.0, "image_to_depth": 0.7, "canny_to_image": 0.4, "image_to_canny": 0.3, "hed_to_image": 0.4,
-    "image_to_hed": 0.3, "pose_to_image": 0.4, "image_to_pose": 0.4, "deblur": 0.5, "inpaint": 1.0, "identity": 1.0,
-    "subject": 0.8, "image_to_multiview": 1.5, "text_to_multiview": 0.5, "camera_pose": 1.5,
+    "edit": 2.0, "semantic_to_image": 2.0, "image_to_semantic": 2.5, "boxes_to_image": 1.0, "image_to_boxes": 1.0,
+    "depth_to_image": 1.0, "image_to_depth": 0.7, "canny_to_image": 0.6, "image_to_canny": 0.3, "hed_to_image": 0.4,
+    "image_to_hed": 0.3, "pose_to_image": 0.5, "image_to_pose": 0.4, "deblur": 0.8, "inpaint": 1.0, "identity": 1.2,
+    "subject": 1.0, "image_to_multiview": 1.5, "text_to_multiview": 0.5, "camera_pose": 1.5,
 }  # fmt: skip
 # Steps by number of frames in a sequence: all sequences of a step are equally long.
-FRAME_COUNTS = {1: 0.18, 2: 0.57, 3: 0.04, 4: 0.17, 6: 0.04}
+FRAME_COUNTS = {1: 0.17, 2: 0.50, 3: 0.04, 4: 0.25, 6: 0.04}
 
 
 @dataclass(frozen=True, slots=True)
