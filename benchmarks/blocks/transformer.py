@@ -95,6 +95,7 @@ def loss_of(
 ) -> Callable[[Batch], Tensor]:
     """Return what gives a batch's losses (sequences,)."""
     layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
+    torch._dynamo.config.recompile_limit = 64  # each number of frames and each kind of layer is a graph of its own
 
     def loss(part: Batch) -> Tensor:
         ids = pad([encode(tokenizer, prompt) for prompt in part.prompts], TEXT_LENGTH).to(device)
