@@ -17,6 +17,7 @@ from wordpieces import encode
 from framert.export.models.nextdit import NextDiT, NextDiTConfig
 
 TEXT_LENGTH = 40  # holds every prompt of Blocks, so that compiled code sees one length
+RECOMPILATIONS = 64
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.30.3", "base_image_seq_len": 256,
     "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
@@ -95,9 +96,10 @@ def loss_of(
 ) -> Callable[[Batch], Tensor]:
     """Return what gives a batch's losses (sequences,)."""
     layer = torch.compile(run_layer, dynamic=False) if compiled else run_layer
-    torch._dynamo.config.recompile_limit = 64  # each number of frames and each kind of layer is a graph of its own
 
     def loss(part: Batch) -> Tensor:
+        # each number of frames and each kind of layer is a graph of its own; settings are those of the calling thread
+        torch._dynamo.config.recompile_limit = RECOMPILATIONS
         ids = pad([encode(tokenizer, prompt) for prompt in part.prompts], TEXT_LENGTH).to(device)
         rotary = rotary_tables(model.transformer, part.samples.shape[1], int(part.samples.shape[2] ** 0.5))
         with torch.autocast(device, torch.bfloat16):
