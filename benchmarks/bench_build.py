@@ -174,7 +174,8 @@ def _blocks(folder: Path, precision: str) -> Path:
     if precision in QUANTIZED:
         return quantized(folder, precision)
     with tarfile.open(BLOCKS) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(folder)
     return next(one for one in folder.iterdir() if one.stem not in QUANTIZED)
 
 

@@ -18,7 +18,8 @@ def blocks_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of models/blocks, as it is committed. Read it, never change it."""
     folder = tmp_path_factory.mktemp("blocks")
     with tarfile.open(ROOT / "models" / "blocks.bundle.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
+        archive.extractall(folder)
     (bundle,) = folder.iterdir()
     return bundle
 
