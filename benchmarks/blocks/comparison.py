@@ -1,6 +1,6 @@
 """Two evaluations of the same scenes from the same noise, scene by scene: what the second one loses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ WORDS = {
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """losses: {task: {metric: ...}} of ``impl`` against ``reference``; floor: the same of a precision whose loss counts
-    as noise, and its name.
+    as noise, and its name. models: those of reference and impl, where they are two; no loss is a precision's then.
     """
 
     reference: str
@@ -26,16 +26,19 @@ class Comparison:
     losses: dict[str, dict[str, Loss]]
     floor: dict[str, dict[str, Loss]]
     floor_impl: str = ""
+    models: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, reference: Measured, other: Measured, floor: Measured | None = None) -> "Comparison":
         """Compare in pairs. Raises: ValueError if scenes or settings differ, or no task is in both."""
+        models = (reference.run["model"], other.run["model"])
         return cls(
             reference.impl,
             other.impl,
             _losses(reference, other),
             {} if floor is None else _losses(reference, floor),
             "" if floor is None else floor.impl,
+            None if models[0] == models[1] else models,
         )
 
     def __iter__(self) -> Iterator[tuple[str, str, Loss]]:
@@ -81,6 +84,9 @@ def comparison_table(comparison: Comparison) -> str:
 
 def _sentence(comparison: Comparison) -> str:
     worst = comparison.worst()
+    if comparison.models:
+        first, second = comparison.models
+        return f"These are two models, {first} and {second}: the losses are not a precision's."
     if worst is None:
         return f"{comparison.impl}: no continuous metric was measured, so nothing can be said about a default."
     task, metric, loss = worst
@@ -103,6 +109,15 @@ def check_settings(reference: Measured, other: Measured) -> None:
                 f"{reference.impl} was evaluated with {name} {reference.run[name]} and {other.impl} with "
                 f"{other.run[name]}; only the same scenes, steps and guidance can be compared in pairs"
             )
+
+
+def check_one_model(models: Sequence[str]) -> None:
+    """Raises: ValueError if evaluations that are to be kept as a precision's losses are of several models."""
+    if others := [model for model in models if model != models[0]]:
+        raise ValueError(
+            f"--rows and --record keep what a precision loses; {models[0]} and {others[0]} are two models: leave them "
+            "out, or give --against the same model in fp32"
+        )
 
 
 def _losses(reference: Measured, other: Measured) -> dict[str, dict[str, Loss]]:

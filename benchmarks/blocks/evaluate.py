@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from comparison import Comparison, check_settings, comparison_table
+from comparison import Comparison, check_one_model, check_settings, comparison_table
 from floors import format_table, format_targets
 from kept import SUFFIX, Kept
 from measured import Measured
@@ -145,6 +145,8 @@ def evaluate(given: argparse.Namespace, folder: Path) -> tuple[Measured, Measure
         kept=kept,
     )
     whose = [{"impl": pipe.side, "model": identity(pipe.manifest)} for pipe in sides.open()]
+    if given.rows or given.record:
+        check_one_model([each["model"] for each in (*whose, *([stored.run] if stored else []))])
     *scores, made = run_scenes(sides, run, given.jobs)
     measured = [Measured(run.described() | who, found) for who, found in zip(whose, scores, strict=False)]
     return measured[0], measured[1] if len(measured) > 1 else stored, made

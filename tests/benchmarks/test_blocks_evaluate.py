@@ -183,6 +183,33 @@ def test_files_can_be_compared(tmp_path, monkeypatch, capsys):
     assert content["ov-bf16"]["inpaint"]["gain_db"]["verdict"] == ""
 
 
+def test_two_models_are_compared_but_not_as_precisions(tmp_path, monkeypatch, capsys):
+    files = []
+    for name in ("one 0123", "other 4567"):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(measured(0.03, model=name).as_json()), encoding="utf-8")
+    assert call(monkeypatch, "--compare", *files) == 0
+    out = capsys.readouterr().out
+    assert "two models, one 0123 and other 4567: the losses are not a precision's" in out
+    assert "default" not in out
+
+
+def test_losses_between_two_models_are_not_recorded(golden_bundle, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("onnxruntime")
+    words = ("--tasks", "image_to_depth", "--scenes", 2, "--size", 32, "--steps", 1, "--threads", 1, "--jobs", 1)
+    alone = tmp_path / "alone.json"
+    assert call(monkeypatch, golden_bundle, *words, "--json", alone) == 0
+    content = json.loads(alone.read_text())
+    content["_run"]["model"] = "another 0123"
+    alone.write_text(json.dumps(content))
+    alone.with_suffix(".npz").unlink()
+    bundle = shutil.copytree(golden_bundle, tmp_path / "copy.bundle")
+    before = (bundle / "manifest.json").read_text()
+    assert call(monkeypatch, bundle, *words, "--against", alone, "--record") == 2
+    assert "and another 0123 are two models: leave them out" in capfd.readouterr().err
+    assert (bundle / "manifest.json").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
