@@ -90,16 +90,23 @@ class BatchMaker:
     """Draws batches from the encoded scenes; one random stream, so a seed repeats a run."""
 
     def __init__(
-        self, latents: NDArray[np.float16], stories: Sequence[Story], tokens_per_step: int, patch: int, seed: int
+        self,
+        latents: NDArray[np.float16],
+        stories: Sequence[Story],
+        tokens_per_step: int,
+        patch: int,
+        seed: int,
+        step: int = 0,
     ) -> None:
-        """latents: (scenes, frames of FRAME_NAMES, channels, h, w) of ``stories``."""
+        """latents: (scenes, frames of FRAME_NAMES, channels, h, w) of ``stories``. step: that the next batch is for."""
         self.latents, self.tokens_per_step, self.patch = latents, tokens_per_step, patch
         self.stories = stories
-        self.random = np.random.default_rng(seed)
+        self.random, self.step = np.random.default_rng(seed + step), step
 
     def draw(self) -> Batch:
-        """Return a batch of one sequence length, drawn by FRAME_COUNTS."""
-        frames = draw_frames(self.random)
+        """Return a batch of one sequence length, as often as the step draws it."""
+        frames = draw_frames(self.random, self.step)
+        self.step += 1
         tokens = (self.latents.shape[-1] // self.patch) ** 2
         drawn = [self._sample(frames) for _ in range(max(1, self.tokens_per_step // (frames * tokens)))]
         clean = np.stack([self._clean(scene, sample) for scene, sample in drawn])

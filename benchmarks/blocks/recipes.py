@@ -59,7 +59,7 @@ class Recipe:
 
     trains_autoencoder: whether it has one of its own; else ``vae/`` is copied from a trained checkpoint.
     image_encoder: whether pictures stand in its prompts. prompt: one that training may show, of a story.
-    model: of a preset, untrained. maker: from what is trained on, preset and seed.
+    model: of a preset, untrained. maker: from what is trained on, preset, seed and step.
     loss_of: from model, trained text encoder, tokenizer, device and whether to compile.
     matrix: which parameters Muon takes.
     """
@@ -72,7 +72,7 @@ class Recipe:
     words: Callable[[], list[str]]
     prompt: Callable[[Story, Preset, np.random.Generator], str]
     model: Callable[[Preset], nn.Module]
-    maker: Callable[[Encoded, Preset, int], Maker]
+    maker: Callable[[Encoded, Preset, int, int], Maker]
     loss_of: Callable[..., Callable[[Any], Tensor]]
     matrix: Callable[[str, Tensor], bool]
 
@@ -91,10 +91,16 @@ def _channels_model(preset: Preset) -> nn.Module:
     return channel_transformer.ChannelBlocks(config)
 
 
-def _channels_maker(encoded: Encoded, preset: Preset, seed: int) -> Maker:
+def _channels_maker(encoded: Encoded, preset: Preset, seed: int, step: int) -> Maker:
     assert encoded.features is not None
     return ChannelBatchMaker(
-        encoded.latents, encoded.features, encoded.stories, preset.tokens_per_step, preset.patch, preset.side, seed
+        encoded.latents,
+        encoded.features,
+        encoded.stories,
+        preset.tokens_per_step,
+        preset.patch,
+        preset.side,
+        seed + step,
     )
 
 
@@ -115,8 +121,8 @@ RECIPES = {
         words=samples.words_of_prompts,
         prompt=lambda story, preset, random: samples.draw_sample(story, random).prompt,
         model=_frames_model,
-        maker=lambda encoded, preset, seed: BatchMaker(
-            encoded.latents, encoded.stories, preset.tokens_per_step, preset.patch, seed
+        maker=lambda encoded, preset, seed, step: BatchMaker(
+            encoded.latents, encoded.stories, preset.tokens_per_step, preset.patch, seed, step
         ),
         loss_of=transformer.loss_of,
         matrix=transformer.matrix,

@@ -18,8 +18,11 @@ WEIGHTS = {
     "image_to_hed": 0.3, "pose_to_image": 0.5, "image_to_pose": 0.4, "deblur": 0.8, "inpaint": 1.0, "identity": 1.2,
     "subject": 1.0, "image_to_multiview": 1.5, "text_to_multiview": 0.5, "camera_pose": 1.5,
 }  # fmt: skip
-# Steps by number of frames in a sequence: all sequences of a step are equally long.
+# Steps by number of frames in a sequence: all sequences of a step are equally long. Words and maps are learned early;
+# then views, which learn last, get more.
 FRAME_COUNTS = {1: 0.17, 2: 0.50, 3: 0.04, 4: 0.25, 6: 0.04}
+LATER_FRAME_COUNTS = {1: 0.10, 2: 0.42, 3: 0.04, 4: 0.37, 6: 0.07}
+LATER = 2500  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,10 @@ def words_of_prompts() -> list[str]:
     return [*tokens, *codes, *legends, *vocabulary()]
 
 
-def draw_frames(random: np.random.Generator) -> int:
-    """Return a number of frames by FRAME_COUNTS."""
-    return int(random.choice(list(FRAME_COUNTS), p=list(FRAME_COUNTS.values())))
+def draw_frames(random: np.random.Generator, step: int = 0) -> int:
+    """Return a number of frames as often as training draws it after ``step`` steps."""
+    counts = FRAME_COUNTS if step < LATER else LATER_FRAME_COUNTS
+    return int(random.choice(list(counts), p=list(counts.values())))
 
 
 def draw_task(frames: int, random: np.random.Generator) -> str:

@@ -149,7 +149,7 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
         sys.exit(f"error: {error}")
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
     train(
-        trainer, recipe.maker(encoded, preset, given.seed + trainer.step),
+        trainer, recipe.maker(encoded, preset, given.seed, trainer.step),
         recipe.loss_of(model, text_encoder, encoders.tokenizer, device, compiled=given.compile),
         Losses(given.output / "losses.csv", recipe.weights, trainer.step),
         minutes=given.minutes, report=report, output=given.output,

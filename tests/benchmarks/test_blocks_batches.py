@@ -13,6 +13,9 @@ pytest.importorskip("diffusers")
 FOLDER = str(Path(__file__).parents[2] / "benchmarks" / "blocks")
 sys.path.insert(0, FOLDER)  # the scripts import each other by name, as when they are run
 import batches  # noqa: E402
+import samples  # noqa: E402
+from dataset import FRAME_NAMES  # noqa: E402
+from heldout import training_stories  # noqa: E402
 
 sys.path.remove(FOLDER)
 
@@ -72,3 +75,22 @@ def test_an_interrupted_write_is_not_taken_for_the_whole(encoded, monkeypatch):
             encoded.run(autoencoder(0.5))
     assert not list(encoded.folder.glob("*.npy"))
     assert encoded.run(autoencoder(0.5)).max() == 0.5
+
+
+@pytest.mark.parametrize("counts", [samples.FRAME_COUNTS, samples.LATER_FRAME_COUNTS], ids=["first", "later"])
+def test_shares_of_lengths_are_whole_and_every_task_has_one(counts):
+    assert sum(counts.values()) == pytest.approx(1)
+    assert all(any(length in counts for length in samples._lengths(task)) for task in samples.WEIGHTS)
+
+
+def test_views_are_drawn_more_often_later():
+    stories = training_stories(4)
+    latents = np.zeros((4, len(FRAME_NAMES), 16, 2, 2), np.float16)
+    drawn = {}
+    for step in (0, samples.LATER - 200, samples.LATER):
+        maker = batches.BatchMaker(latents, stories, 1, patch=1, seed=0, step=step)
+        drawn[step] = np.mean([maker.draw().samples.shape[1] >= 4 for _ in range(400)])
+    first, between, later = drawn.values()
+    assert first == pytest.approx(0.29, abs=0.07)
+    assert later == pytest.approx(0.44, abs=0.07)
+    assert first < between < later
