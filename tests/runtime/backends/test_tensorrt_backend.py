@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ pytest.importorskip("onnx_ir")
 import framert
 from framert.kernels.plugin.launch import Launch
 from framert.runtime.backends.tensorrt import denoiser as denoiser_module
-from framert.runtime.backends.tensorrt import library
 from framert.runtime.backends.tensorrt.backend import TensorRtBackend
 from framert.runtime.bundle import Bundle
 from framert.runtime.errors import BackendError, ConfigError
@@ -385,20 +383,3 @@ def test_an_engine_with_another_kernel_than_its_manifest_names_is_refused(
     assert "denoiser.engine holds the attention kernel sm_89:0123456789abcdef, and its manifest names " in message
     assert f"framert build ONNX_BUNDLE -o {copy} --force" in message
     assert "--attention plugin" in message
-
-
-def test_engines_are_loaded_one_at_a_time(machine, engine_bundle, monkeypatch):
-    """What an engine brings while it is loaded is noted in one place for all."""
-    machine()
-    one = library.load("tensorrt")
-    ready, loading = threading.Event(), threading.Event()
-    register, load = one.register_plugin, one.engine
-    monkeypatch.setattr(one, "register_plugin", lambda name: (ready.set(), register(name))[1])
-    monkeypatch.setattr(one, "engine", lambda *given, **more: (loading.set(), load(*given, **more))[1])
-    with ThreadPoolExecutor(1) as pool:
-        with one.loading:
-            loaded = pool.submit(lambda: framert.load(engine_bundle, backend="tensorrt").run(**CUBE))
-            assert ready.wait(60)  # the next thing it does is to load
-            assert not loading.wait(0.3)
-        assert loaded.result(60).latents is not None
-    assert loading.is_set()
