@@ -8,6 +8,7 @@ from typing import Any
 import maps
 import numpy as np
 import scoring
+from edit_scores import edit_score
 from frames import MAX_THINGS, SceneFrames, caption
 from judge import open_judge
 from PIL import Image
@@ -18,6 +19,7 @@ from framert.runtime.camera_errors import rotation_errors
 
 Scores = dict[str, float]
 CHECK_TASK = "image_to_depth"
+COPY = 25.0  # dB from which on a picture is the other one; pictures of one thing in two places have less
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +74,22 @@ def case_of(task: str, frames: SceneFrames) -> Case:
         "deblur": lambda: Case({"images": given("blur")}, lambda result: gain(result.pixels[0], frames, "blur", None)),
         "inpaint": lambda: Case(
             {"images": given("picture"), "hole": Image.fromarray(frames.hole), "prompt": words},
-            lambda result: gain(result.pixels[0], frames, "hole", frames.hole),
+            lambda result: _hole_scores(result.pixels[0], frames),
         ),
         "edit": lambda: Case(
             {"images": given("picture"), "prompt": frames.story.edit.instruction},
-            lambda result: scoring.edit_score(result.pixels[0], frames),
+            lambda result: edit_score(result.pixels[0], frames),
         ),
         "identity": lambda: Case(
             {"images": given(*references), "captions": captions, "prompt": caption(scene, plain=len(references))},
-            lambda result: _objects(result.pixels[0], frames),
+            lambda result: _placed(result.pixels[0], frames),
         ),
         "subject": lambda: Case(
             {
                 "images": given("reference0"), "captions": captions[:1], "item": scene.things[0].shape,
                 "prompt": caption(scene, plain=1),
             },
-            lambda result: _objects(result.pixels[0], frames, item=True),
+            lambda result: _placed(result.pixels[0], frames, item=True),
         ),
         "image_to_multiview": lambda: Case(
             {"images": given("picture"), "cameras": cameras_of(frames, 2), "prompt": words},
@@ -114,6 +116,14 @@ def _objects(picture: Float, frames: SceneFrames, *, item: bool = False) -> Scor
     present = open_judge(side=picture.shape[1]).present(picture, frames.story.scene.things)
     scores = {"objects": float(all(present)), "things": float(np.mean(present))}
     return scoring.colours_shown(picture, frames) | scores | ({"item": float(present[0])} if item else {})
+
+
+def _placed(picture: Float, frames: SceneFrames, *, item: bool = False) -> Scores:
+    """Return ``_objects`` of references' things in a new scene; a copy of a reference shows none of them."""
+    found = _objects(picture, frames, item=item)
+    references = (frames.pictures[f"reference{index}"] for index in range(len(frames.story.scene.things)))
+    copied = any(scoring.decibels(picture, reference) >= COPY for reference in references)
+    return {name: 0.0 if copied else value for name, value in found.items()}
 
 
 def picture_scores(picture: Float, frames: SceneFrames) -> Scores:
@@ -163,6 +173,13 @@ def gain(picture: Float, frames: SceneFrames, start: str, where: scoring.Mask | 
     return {"psnr": reached, "gain_db": reached - scoring.decibels(frames.pictures[start], truth, where)}
 
 
+def _hole_scores(picture: Float, frames: SceneFrames) -> Scores:
+    """``gain`` over the grey hole, and over the smoothest surface that its rim can be filled with."""
+    truth, fill = frames.pictures["picture"], scoring.smooth_fill(frames.pictures["picture"], frames.hole)
+    scores = gain(picture, frames, "hole", frames.hole)
+    return scores | {"gain_over_fill_db": scores["psnr"] - scoring.decibels(fill, truth, frames.hole)}
+
+
 def _view_scores(picture: Float, frames: SceneFrames) -> Scores:
     truth = frames.pictures["view1"]
     reached = scoring.decibels(picture, truth)
@@ -192,7 +209,7 @@ TASKS = (
 
 
 JUDGED = frozenset(
-    task for task in TASKS if task.endswith("_to_image") or task in ("identity", "subject", "text_to_multiview")
+    task for task in TASKS if task.endswith("_to_image") or task in ("edit", "identity", "subject", "text_to_multiview")
 )  # whose scores take a trained judge
 
 

@@ -6,11 +6,11 @@ import cases
 import numpy as np
 import scoring
 from cases import Case, Scores, picture_of
-from channel_edits import Change, asked_change
+from channel_edits import asked_change
 from channel_frames import beyond, kept_part, layout_boxes, layout_legend
+from edit_scores import change_score
 from frames import SceneFrames, caption
 from referring import Expression, draw_expression
-from regions import largest
 from world import COLOURS, Float
 
 import framert
@@ -23,7 +23,7 @@ SHARED = (
     "inpaint",
 )  # asked and scored as of OneDiffusion
 TASKS = (*SHARED, "outpaint", "edit", "layout_to_image", "segment")
-JUDGED = frozenset({"text_to_image", "identity", "layout_to_image"})  # whose scores take a trained judge
+JUDGED = frozenset({"text_to_image", "identity", "edit", "layout_to_image"})  # whose scores take a trained judge
 
 
 def case_of(task: str, frames: SceneFrames) -> Case:
@@ -74,7 +74,7 @@ def _outpaint(frames: SceneFrames) -> Case:
 def _edit(frames: SceneFrames) -> Case:
     change = asked_change(frames.story)
     request = {"images": [picture_of(frames.pictures[change.frames[0]])], "prompt": change.instruction}
-    return Case(request, lambda result: edit_score(result.pixels[0], frames, change))
+    return Case(request, lambda result: change_score(result.pixels[0], frames, change))
 
 
 def _layout(frames: SceneFrames) -> Case:
@@ -93,32 +93,6 @@ def _segment(frames: SceneFrames) -> Case:
         return {"iou": scoring.overlap(result.masks[meant.text], frames.rendering.thing == meant.thing)}
 
     return Case({"images": [picture_of(frames.pictures["picture"])], "prompt": meant.text}, score)
-
-
-def edit_score(picture: Float, frames: SceneFrames, change: Change) -> Scores:
-    """Return whether an edit happened, and how well the rest was kept.
-
-    A thing that was added counts where its largest patch stands between the neighbours it was asked between; where
-    exactly is not said, so what it covers is no background.
-    """
-    if change.kind != "add":
-        return scoring.edit_score(picture, frames)
-    thing, things = frames.story.edit.before, frames.story.scene.things
-    assert thing is not None
-    index, classes = things.index(thing), scoring.colour_classes(picture)
-    shown = classes == list(COLOURS).index(thing.colour)
-    patch = largest(shown)
-    done = patch.mean() >= scoring.PRESENT
-    middle = np.nonzero(patch)[1].mean() if done else 0.0
-    for beside, side in ((index - 1, 1), (index + 1, -1)):
-        if 0 <= beside < len(things) and done:
-            done = side * (middle - np.nonzero(frames.rendering.thing == beside)[1].mean()) > 0
-    truth, where = frames.pictures["picture"], frames.rendering.thing == index
-    return {
-        "success": float(done),
-        "psnr": scoring.decibels(picture, truth),
-        "background_psnr": scoring.decibels(picture, truth, ~(where | shown)),
-    }
 
 
 def layout_score(picture: Float, frames: SceneFrames) -> Scores:

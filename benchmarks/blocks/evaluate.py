@@ -21,7 +21,7 @@ from typing import Any
 from comparison import Comparison, check_one_model, check_settings, comparison_table
 from floors import format_table, format_targets
 from kept import SUFFIX, Kept
-from measured import Measured
+from measured import LOSSES, Measured
 from quality_rows import BENCH, quality_rows
 from recorded import record
 from scenes import Run, Sides, run_scenes
@@ -187,6 +187,8 @@ def main() -> int:
                 measured, reference, made = evaluate(given, Path(folder))
             comparisons = [] if reference is None else [Comparison.of(reference, measured, floor)]
             content = measured.as_json(summary=given.summary)
+            if comparisons:
+                content[LOSSES] = {each.impl: each.as_json() for each in comparisons}
             tables = [table for table in (format_table(content), format_targets(content)) if table]
             if given.record:
                 record(given.bundle, measured, comparisons)

@@ -1,4 +1,4 @@
-"""From values per scene to figures with 95 % intervals, alone and in pairs: bootstrap over scenes."""
+"""From values per scene to figures with 95 % intervals: bootstrap over scenes; of proportions, Wilson's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ NOT_SCORES = {
     "velocity_error",
 }  # what other metrics are set against
 # Judged against LIMIT. Thresholds (success, colours) jump, gains repeat their PSNR over a base that may be near 0.
-CONTINUOUS = {"error", "abs_rel", "iou", "f1", "psnr", "background_psnr", "rotation_degrees", "centre_error"}
+CONTINUOUS = {
+    "error", "abs_rel", "reestimated_abs_rel", "iou", "mask_iou", "f1", "psnr", "background_psnr", "rotation_degrees",
+    "centre_error",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,12 @@ def metrics_of(columns: Columns) -> list[str]:
 
 
 def estimate(columns: Columns, metric: str) -> Estimate:
-    """Return a metric over all scenes, with the interval of resampled scenes."""
+    """Return a metric over all scenes, with the interval of resampled scenes; of a proportion, Wilson's.
+
+    Resampling a few scenes that all succeed would give an interval of no width.
+    """
+    if metric in columns and metric not in MEDIANS and {0.0, 1.0}.issuperset(columns[metric]):
+        return _proportion(sum(columns[metric]), len(columns[metric]))
     return _with_interval(lambda index: _statistic(columns, metric, index), _length(columns))
 
 
@@ -101,6 +109,15 @@ def _statistic(columns: Columns, metric: str, index: NDArray[np.int64]) -> NDArr
         return above / below
     values = np.asarray(columns[metric], np.float64)[index]
     return np.median(values, axis=1) if metric in MEDIANS else values.mean(axis=1)
+
+
+def _proportion(hits: float, scenes: int) -> Estimate:
+    """Return a share of scenes with the interval of E. B. Wilson (1927)."""
+    normal = 1.959964  # standard deviations that hold 95 % of a normal distribution
+    share, weight = hits / scenes, normal**2 / scenes
+    middle = (share + weight / 2) / (1 + weight)
+    reach = normal / (1 + weight) * (share * (1 - share) / scenes + weight / (4 * scenes)) ** 0.5
+    return Estimate(share, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
 def _with_interval(statistic: Statistic, scenes: int) -> Estimate:

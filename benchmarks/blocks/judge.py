@@ -8,6 +8,7 @@ seen every colour and shape together, those held out of the models' training too
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from scoring import PRESENT, SHADES, colour_classes
 from world import COLOURS, SHAPES, Float, Thing, render, sample_scene
 
 CACHE = Path("~/.cache/framert/blocks").expanduser()
-VERSION = 1  # of what follows; a stored judge of another version is not used
 SIDE = 20  # pixels, of a crop as the network sees it
 MARGIN = 0.12  # of a patch's box, kept around it
 HIDDEN = 160
@@ -172,13 +172,19 @@ def accuracy(judge: Judge, side: int = 64) -> float:
     return float(np.mean(right))
 
 
+def _digest() -> str:
+    """Return a digest of the code that a judge is made by: one of other code is not used."""
+    sources = (Path(__file__).with_name(f"{name}.py") for name in ("judge", "regions", "scoring", "world"))
+    return hashlib.sha256(b"".join(each.read_bytes() for each in sources)).hexdigest()[:12]
+
+
 @cache
 def open_judge(folder: Path = CACHE, side: int = 64) -> Judge:
     """Return the judge stored in ``folder``, trained and stored there first if it is not.
 
     Raises: ValueError if one that was just trained is right less often than ACCURACY.
     """
-    path = folder / f"judge-{VERSION}-{side}px.npz"
+    path = folder / f"judge-{_digest()}-{side}px.npz"
     if not path.exists():
         judge = train(side)
         reached = accuracy(judge, side)

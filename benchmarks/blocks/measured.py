@@ -10,10 +10,11 @@ from frames import Story, tell
 from heldout import novelty
 from intervals import estimate, metrics_of
 
-RUN = "_run"  # beside the tasks in the JSON; no task begins with an underscore
+RUN, LOSSES = "_run", "_losses"  # beside the tasks in the JSON; no task begins with an underscore
 SETTINGS = ("first", "scenes", "steps", "guidance", "side")  # that must agree for two to be compared
 DIGITS = 6  # of what is stored
-WORDED = {"objects", "things", "item", "success"}  # metrics of obeying words: also by what was held out of training
+# Metrics of obeying words, of tasks that name things: also by what was held out of training.
+WORDED = {"objects", "things", "item", "success", "hits", "iou"}
 GROUPS = {"": "known", "things": "new_things", "pairs": "new_pairs"}
 
 
@@ -74,7 +75,7 @@ class Measured:
             tasks = {
                 task: {name: figures["values"] for name, figures in metrics.items() if "values" in _of_metric(figures)}
                 for task, metrics in content.items()
-                if task != RUN and "/" not in task
+                if not task.startswith("_") and "/" not in task
             }
             return cls({name: content[RUN][name] for name in (*SETTINGS, "impl", "model")}, tasks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

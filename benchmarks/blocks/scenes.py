@@ -149,7 +149,7 @@ def _results(pipe: framert.Pipeline, task: str, cases: list[Case], run: Run, par
     if run.side != pipe.manifest.native_side:
         options["size"] = (run.side, run.side)
     tickets = [
-        engine.submit(framert.Request(task=task, seed=index, **case.request, **options))
+        engine.submit(framert.Request(task=task, seed=run.first + index, **case.request, **options))
         for index, case in zip(part, cases, strict=True)
     ]
     return (ticket.result() for ticket in tickets)

@@ -129,21 +129,6 @@ def test_the_truth_scores_well_and_another_scene_does_not(task):
         assert right != wrong
 
 
-def test_a_thing_in_the_wrong_place_was_not_added():
-    seed = next(seed for seed in range(1, 99, 2)
-                if channel_edits.asked_change(channel_frames(seed, 64, set()).story).kind == "add")  # fmt: skip
-    frames = channel_frames(seed)
-    change = channel_edits.asked_change(frames.story)
-    assert channel_cases.edit_score(frames.pictures["picture"], frames, change)["success"] == 1
-    assert channel_cases.edit_score(frames.pictures["edited"], frames, change)["success"] == 0
-    where = frames.rendering.thing == frames.story.scene.things.index(frames.story.edit.before)
-    columns = np.nonzero(where)[1]
-    shift = where.shape[1] - 1 - columns.max() if "left of" in change.instruction else -columns.min()
-    moved = np.roll(where, shift, 1)[..., None]
-    misplaced = np.where(moved, np.roll(frames.pictures["picture"], shift, 1), frames.pictures["edited"])
-    assert channel_cases.edit_score(misplaced, frames, change)["success"] == 0
-
-
 @pytest.mark.parametrize("case", [0, 1, 2])
 def test_a_layouts_things_count_in_their_boxes_only(case):
     frames = channel_frames([4, 5, 9][case])

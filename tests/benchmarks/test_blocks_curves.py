@@ -55,8 +55,13 @@ def test_a_mean_runs_over_what_came_before(monkeypatch):
 def test_targets_are_told_met_from_not_met():
     table = {"edit": {"success": {"value": 0.9, "low": 0.85, "high": 0.95}, "scenes": 3}}
     assert "| edit | success | 0.900 | 0.850 to 0.950 | >= 0.8 | met |" in floors.format_targets(table)
+    assert floors.format_targets(table).endswith("| edit | background_psnr |  |  | >= 25 | not measured |")
+    table["edit"]["success"]["low"] = 0.75
+    assert "| >= 0.8 | met, within the interval |" in floors.format_targets(table)
     table["edit"]["success"]["value"] = 0.7
-    assert floors.format_targets(table).endswith("| **not met** |")
+    assert "| >= 0.8 | **not met** |" in floors.format_targets(table)
+    table = {"image_to_depth": {"abs_rel": {"value": 0.07, "low": 0.06, "high": 0.09}}}
+    assert floors.format_targets(table).endswith("| <= 0.08 | met, within the interval |")
     assert floors.format_targets({"edit": {"success": 0.9}}) == ""
 
 

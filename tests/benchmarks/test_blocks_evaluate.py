@@ -120,6 +120,18 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     assert 175 <= held <= 199  # 190 expected; a percentile bootstrap of 40 is a little narrow
 
 
+@pytest.mark.parametrize(("share", "scenes"), [(0.97, 13), (0.97, 40), (0.6, 13)])
+def test_intervals_of_proportions_hold_them_near_1_too(share, scenes):
+    """A bootstrap of 13 scenes that all succeed has no width, and misses .97 in two of three samples."""
+    random = np.random.default_rng(0)
+    found = [intervals.estimate({"success": (random.random(scenes) < share).astype(float)}, "success")
+             for _ in range(300)]  # fmt: skip
+    assert sum(each.low <= share <= each.high for each in found) >= 0.9 * 300
+    assert all(0 <= each.low <= each.value <= each.high <= 1 and each.low < each.high for each in found)
+    all_of_18 = intervals.estimate({"success": [1.0] * 18}, "success")
+    assert (all_of_18.low, all_of_18.high) == (pytest.approx(0.824, abs=1e-3), 1)
+
+
 def test_angles_are_medians_and_ratios_are_of_the_whole():
     columns = {"rotation_degrees": [1.0, 2.0, 90.0], "identity_degrees": [10.0, 20.0, 30.0]}
     assert intervals.estimate(columns, "rotation_degrees").value == 2

@@ -144,8 +144,6 @@ def test_an_edit_changes_what_it_says_and_little_else(shown):
         grown = scoring._grown(own)  # antialiasing mixes the outline
         assert not changed[~grown].any()
         assert edit.instruction.endswith(edit.after.colour)
-    assert scoring.edit_score(after, shown)["success"] == 1
-    assert scoring.edit_score(before, shown)["success"] == 0
 
 
 def test_the_scores_recognise_the_truth(shown):
