@@ -93,8 +93,12 @@ def main() -> int:
     given = parser.parse_args()
     try:
         print(draw(given.checkpoint))
-    except OSError as error:
+    except (OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, KeyError) as error:
+        print(f"error: losses.csv or scores.csv in {given.checkpoint} is not what training writes: {error!r}",
+              file=sys.stderr)  # fmt: skip
         return 2
     return 0
 

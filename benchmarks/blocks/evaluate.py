@@ -89,6 +89,8 @@ def arguments() -> argparse.Namespace:
         made.error("--floor stands beside a comparison; give --against or --compare too")
     if given.json not in (None, "-") and not Path(given.json).resolve().parent.is_dir():
         made.error(f"--json is {given.json}, in a folder that does not exist")
+    if given.json not in (None, "-") and (Path(given.json).is_dir() or Path(given.json).suffix == SUFFIX):
+        made.error(f"--json is {given.json}; give the name of a .json file")
     if given.rows and not Path(framert.__file__).resolve().is_relative_to(ROOT):
         made.error(f"--rows names this checkout's commit, but framert is imported from {framert.__file__}")
     defaults = QUICK if given.quick else {"scenes": 200, "steps": 30}

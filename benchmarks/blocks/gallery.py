@@ -112,8 +112,9 @@ def _camera_plot(made: framert.Cameras, truth: framert.Cameras, side: int = 192)
     return image
 
 
-def write_page(groups: Mapping[str, Sequence[Card]], folder: Path) -> None:
+def write_page(groups: Mapping[str, Sequence[Card]], folder: Path, options: Options) -> None:
     """Write index.html and the pictures it shows: cards under the names of their bundles."""
+    failures = f", and framed in red the first that failed of {options.failures} more" if options.failures else ""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     blocks, seconds = [], 0.0
@@ -131,8 +132,9 @@ def write_page(groups: Mapping[str, Sequence[Card]], folder: Path) -> None:
         "small{color:#888;font-weight:normal}"
         "p{margin:.2em 0 .6em;max-width:36em;color:#555}figure{display:inline-block;margin:0 .4em 0 0}"
         "img{width:128px;height:128px;image-rendering:pixelated;border-radius:4px}figcaption{color:#888}</style>"
-        f"<h1>Every task of {html.escape(' and '.join(groups))}</h1><p>Held-out scenes, nothing picked: given, made, "
-        f"truth. framert {framert.__version__}, {seconds:.0f} s in all.</p>{''.join(blocks)}"
+        f"<h1>Every task of {html.escape(' and '.join(groups))}</h1><p>Held-out scenes: given, made, truth. The first "
+        f"{options.scenes} of each task{failures}. framert {framert.__version__}, {seconds:.0f} s in all.</p>"
+        f"{''.join(blocks)}"
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
 
@@ -184,15 +186,15 @@ def main() -> int:
         scenes=given.scenes, steps=given.steps, seed=given.seed, solver=given.solver, failures=given.failures
     )
     try:
+        given.output.mkdir(parents=True, exist_ok=True)
         groups = {
             each.resolve().name: cards(framert.load(each, threads=given.threads), options) for each in given.bundle
         }
-    except framert.FramertError as error:
+    except (framert.FramertError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     assert "torch" not in sys.modules, "running a bundle must not import torch"
-    given.output.mkdir(parents=True, exist_ok=True)
-    write_page(groups, given.output)
+    write_page(groups, given.output, options)
     write_inputs(scene_frames(FIRST_SCENE), given.output / "inputs")
     contact_sheet(groups).save(given.output / "gallery.png")
     print(f"{given.output / 'index.html'}\n{given.output / 'gallery.png'}")

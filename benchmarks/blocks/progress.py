@@ -37,18 +37,30 @@ def measure(checkpoint: Path, scenes: int, steps: int, jobs: int) -> list[Score]
     """Return the scores of its family's curves of a checkpoint, run in fp32 on ONNX Runtime."""
     from framert.export.pipeline import export
 
-    step = int(losses.read(checkpoint / "losses.csv")[-1]["step"])
+    step = _step(checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(checkpoint, Path(folder) / "bundle")
-        family = Bundle.open(bundle).manifest.family
+        if _step(checkpoint) != step:
+            raise ValueError(f"{checkpoint} was written by its training meanwhile; run this again")
+        manifest = Bundle.open(bundle).manifest
+        family = manifest.family
         tasks = tuple(dict.fromkeys(task for task, _ in SUITES[family].curve))
-        run = Run(tasks=tasks, first=0, scenes=scenes, steps=steps, guidance=None, side=64, family=family)
+        run = Run(tasks=tasks, first=0, scenes=scenes, steps=steps, guidance=None, side=manifest.native_side,
+                  family=family)  # fmt: skip
         values, *_ = run_scenes(Sides(bundle=bundle, backend="onnxruntime", precision=None, threads=1), run, jobs)
     made = []
     for task, metric in SUITES[family].curve:
         found = estimate(values[task], metric)
         made.append(Score(step, task, metric, found.value, found.low, found.high))
     return made
+
+
+def _step(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's weights are of. Raises: ValueError if it has no losses yet."""
+    rows = losses.read(checkpoint / "losses.csv")
+    if not rows:
+        raise ValueError(f"{checkpoint / 'losses.csv'} has no rows yet; train for some steps first")
+    return int(rows[-1]["step"])
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -84,10 +96,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
+    for name in ("scenes", "steps", "jobs"):
+        if getattr(given, name) < 1:
+            parser.error(f"--{name} is {getattr(given, name)}; give at least 1")
     try:
         made = measure(given.checkpoint, given.scenes, given.steps, given.jobs)
         add_scores(given.checkpoint / "scores.csv", made)
-    except (framert.FramertError, OSError) as error:
+    except (framert.FramertError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for each in made:

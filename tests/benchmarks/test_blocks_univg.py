@@ -147,17 +147,19 @@ def test_the_checkpoint_exports_runs_and_is_evaluated(trained, tmp_path, monkeyp
     assert evaluate.main() == 0
     scores = json.loads(capsys.readouterr().out)
     assert set(scores["segment"]) == {"iou", "scenes"}
+    assert scores["segment/known"]["scenes"] == 1
     assert {"success", "background_psnr"} <= set(scores["edit"])
     assert {"error_over_constant", "abs_rel"} <= set(scores["image_to_depth"])
     monkeypatch.setattr(sys, "argv", list(map(str, ["evaluate.py", bundle, *words, "--tasks", "deblur"])))
     assert evaluate.main() == 2
     assert "deblur; of a univg bundle are evaluated text_to_image" in capsys.readouterr().err
-    cards = gallery.cards(pipe, gallery.Options(scenes=1, steps=1, seed=0, solver="euler"))
+    options = gallery.Options(scenes=1, steps=1, seed=0, solver="euler")
+    cards = gallery.cards(pipe, options)
     assert [card.task for card in cards] == list(channel_cases.TASKS)
     sizes = {shown.image.size for card in cards for shown in card.pictures if shown.label == "made"}
     assert sizes == {(SIDE, SIDE)}
     groups = {"one.bundle": cards, "other.bundle": cards[:3]}
-    gallery.write_page(groups, tmp_path)
+    gallery.write_page(groups, tmp_path, options)
     page, images = (tmp_path / "index.html").read_text(), set((tmp_path / "images").iterdir())
     assert all(f"images/{image.name}" in page for image in images)
     assert len(images) == sum(len(card.pictures) for shown in groups.values() for card in shown)
