@@ -1,7 +1,7 @@
 """Train the decoder of the Blocks autoencoder on: latents stay what they are, pictures of them become sharper.
 
-The encoder does not change, so a transformer that learned its latents keeps its worth. For the same processor time this
-gains more than training both halves on.
+The encoder does not change, so a transformer that learned its latents keeps its worth. Moments begin anew, so pictures
+lose some dB first (1.6 after 370 steps at a rate of 1e-4, 7.8 after 475 at 5e-4): not for a few minutes.
 """
 
 import copy

@@ -72,6 +72,9 @@ def arguments() -> argparse.Namespace:
     stepless = given.part in ("vae", *ENCODERS) or (given.part == "all" and recipe.trains_autoencoder)
     if given.steps and (given.open_ended or stepless):
         parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
+    said = given.steps or given.open_ended or given.minutes
+    if given.part == "decoder" and not (said or recipe.presets[given.preset].decoder_steps):
+        parser.error(f"preset {given.preset} leaves the decoder as it is; say how long it is to learn, with --steps")
     if given.part == "image-encoder" and not recipe.image_encoder:
         parser.error(f"{given.family} has no image encoder to train")
     if recipe.trains_autoencoder:
@@ -163,9 +166,9 @@ def run_decoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
     pictures, latents = data(given, preset, vae.eval(), device, training_stories(given.scenes or preset.scenes))
     state = given.output / ".train" / "decoder-state.pt"
     state.parent.mkdir(exist_ok=True)
-    steps = None if given.open_ended else given.steps or preset.decoder_steps
+    steps = None if given.open_ended else given.steps or preset.decoder_steps or None
     train_decoder(
-        vae, pictures, latents, state=state, schedule=Schedule(rate=5e-4, warmup=50, plateau=2000, steps=steps),
+        vae, pictures, latents, state=state, schedule=Schedule(rate=1e-4, warmup=100, plateau=2000, steps=steps),
         batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
         device=device, report=report, save=lambda each: save_autoencoder(each, folder),
     )  # fmt: skip
@@ -205,7 +208,7 @@ def main() -> None:
         run_encoder(given, preset)
     if given.part in ("transformer", "all"):
         run_transformer(given, preset, device)
-    if given.part == "decoder" or (given.part == "all" and RECIPES[given.family].trains_autoencoder):
+    if given.part == "decoder" or (given.part == "all" and preset.decoder_steps):
         run_decoder(given, preset, device)
 
 

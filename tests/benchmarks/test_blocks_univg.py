@@ -206,6 +206,7 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(trained, tmp_path):
         ("--part", "text-encoder", "--steps", "3"),
         ("--part", "text-encoder", "--minutes", "3"),
         ("--part", "image-encoder", "--open-ended"),
+        ("--family", "onediffusion", "--part", "decoder"),
         ("--family", "onediffusion", "--vae", "some"),
         ("--family", "onediffusion", "--part", "image-encoder"),
     ],
