@@ -3,8 +3,8 @@
     python benchmarks/blocks/train.py --preset cpu -o models/blocks [--part PART] [--minutes M]
     python benchmarks/blocks/train.py --family univg -o models/blocks-univg [--minutes M]
 
-Parts are trained in the order vae, text-encoder, image-encoder (univg), transformer, decoder (onediffusion). Resumes
-from the output folder: encoders already there stay, other parts are continued. The optimizer's state is kept in its
+Parts are trained in the order vae, text-encoder, image-encoder (univg), transformer, decoder (onediffusion, where the
+preset has steps for it). Resumes from the output folder: encoders already there stay, other parts are continued. The optimizer's state is kept in its
 .train folder, rendered pictures in --cache. UniVG takes the trained autoencoder of --vae, and never changes it.
 """
 
@@ -72,9 +72,6 @@ def arguments() -> argparse.Namespace:
     stepless = given.part in ("vae", *ENCODERS) or (given.part == "all" and recipe.trains_autoencoder)
     if given.steps and (given.open_ended or stepless):
         parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
-    said = given.steps or given.open_ended or given.minutes
-    if given.part == "decoder" and not (said or recipe.presets[given.preset].decoder_steps):
-        parser.error(f"preset {given.preset} leaves the decoder as it is; say how long it is to learn, with --steps")
     if given.part == "image-encoder" and not recipe.image_encoder:
         parser.error(f"{given.family} has no image encoder to train")
     if recipe.trains_autoencoder:
@@ -82,6 +79,9 @@ def arguments() -> argparse.Namespace:
             parser.error(f"{given.family} trains an autoencoder of its own; leave out --vae")
     elif given.part == "decoder":
         parser.error(f"{given.family} takes a trained autoencoder as it is: there is no decoder to train")
+    said = given.steps or given.open_ended or given.minutes
+    if given.part == "decoder" and not (said or recipe.presets[given.preset].decoder_steps):
+        parser.error(f"preset {given.preset} leaves the decoder as it is; say how long it is to learn, with --steps")
     return given
 
 
