@@ -4,8 +4,9 @@
     python benchmarks/blocks/train.py --family univg -o models/blocks-univg [--minutes M]
 
 Parts are trained in the order vae, text-encoder, image-encoder (univg), transformer, decoder (onediffusion, where the
-preset has steps for it). Resumes from the output folder: encoders already there stay, other parts are continued. The optimizer's state is kept in its
-.train folder, rendered pictures in --cache. UniVG takes the trained autoencoder of --vae, and never changes it.
+preset has steps for it). Resumes from the output folder: encoders already there stay, other parts are continued. The
+optimizer's state is kept in its .train folder, rendered pictures in --cache. UniVG takes the trained autoencoder of
+--vae, and never changes it.
 """
 
 import argparse
