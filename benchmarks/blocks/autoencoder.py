@@ -1,7 +1,5 @@
-"""Train the Blocks autoencoder: diffusers' AutoencoderKL in the SD3 layout, 16 latent channels, 8x smaller."""
+"""The Blocks autoencoder: diffusers' AutoencoderKL in the SD3 layout, 16 latent channels, 8x smaller."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,6 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
 
-KL_WEIGHT = 5e-5  # of the mean KL per latent element; beside an L1 of about 0.02
-EDGE_WEIGHT = 0.5
-SQUARE_WEIGHT = 2.0
 VARIED_FRAMES = FRAME_NAMES.index("reference0") + 1  # further references are alike, and black where there is no thing
 HELD_OUT_SEEDS = range(900_000, 900_012)
 
@@ -34,66 +29,6 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     """Return pictures (n, h, w, 3) as a channels-last (n, 3, h, w) tensor in -1..1."""
     tensor = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
     return tensor.float().div(127.5).sub(1)
-
-
-def train_autoencoder(
-    vae: AutoencoderKL,
-    pictures: NDArray[np.uint8],
-    *,
-    minutes: float,
-    batch: int,
-    rate: float,
-    seed: int,
-    device: str,
-    report: Callable[[str], None],
-    save: Callable[[], None],
-) -> float:
-    """Train ``vae`` on pictures (scenes, frames, h, w, 3), set its scaling factor and return its held-out dB."""
-    vae.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    random = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    begin, step, shown = time.monotonic(), 0, 0.0
-    while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 50) * (0.02 + 0.98 * (0.5 + 0.5 * np.cos(np.pi * share)))
-        scenes = random.integers(len(pictures), size=batch)
-        names = random.integers(VARIED_FRAMES, size=batch)
-        target = to_tensor(np.stack([pictures[scene, name] for scene, name in zip(scenes, names, strict=True)]))
-        loss, error = autoencoder_loss(vae, target.to(device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if time.monotonic() - shown > 20:
-            shown = time.monotonic()
-            decibels = -10 * np.log10(error / 4)
-            report(f"vae step {step} {shown - begin:.0f} s loss {loss.item():.4f} train {decibels:.2f} dB")
-        if step % 250 == 0:
-            report(f"vae held out {held_out_decibels(vae, pictures.shape[2], device):.2f} dB")
-            save()
-    vae.eval()
-    vae.register_to_config(scaling_factor=1 / latent_deviation(vae, pictures, device))
-    decibels = held_out_decibels(vae, pictures.shape[2], device)
-    report(f"vae {step} steps, held out {decibels:.2f} dB, scaling factor {vae.config.scaling_factor:.4f}")
-    save()
-    return decibels
-
-
-def autoencoder_loss(vae: AutoencoderKL, target: Tensor) -> tuple[Tensor, float]:
-    """Return (L1 + squares + edges + KL, mean squared error) of reconstructing ``target`` (n, 3, h, w) in -1..1."""
-    with torch.autocast(target.device.type, torch.bfloat16):
-        mean, variance = vae.encoder(target).float().chunk(2, 1)
-        variance = variance.clamp(-20, 10)
-        output = vae.decoder(mean + torch.randn_like(mean) * (0.5 * variance).exp()).float()
-    kl = 0.5 * (mean**2 + variance.exp() - 1 - variance).mean()
-    difference = output - target
-    edges = (difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()) / 2
-    # Squares beside absolutes: the absolute error alone is content to leave thin lines out.
-    square = (difference**2).mean()
-    loss = difference.abs().mean() + SQUARE_WEIGHT * square + EDGE_WEIGHT * edges + KL_WEIGHT * kl
-    return loss, square.item()
 
 
 @torch.no_grad()

@@ -1,16 +1,17 @@
 """The tokenizer and the encoders of a checkpoint of Blocks: read from its folder, or made where it has none yet."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from dataset import open_pictures
 from frames import Story, tell
+from heldout import novelty_of
 from image_encoder import REFERENCES, features_of, load_image_encoder, save_image_encoder, train_image_encoder
 from numpy.typing import NDArray
 from recipes import Preset, Recipe
@@ -22,6 +23,7 @@ from world import COLOURS, SHAPES
 
 from framert.export.families.univg_plan import ImageEncoder
 
+EXCHANGED = 0.4  # of the words of every other prompt that the text encoder learns from
 LEARNED_FROM_TEXT = ("image_encoder", "transformer", ".train/transformer-state.pt")  # fit one text encoder only
 
 
@@ -94,11 +96,34 @@ def held_out_stories(scenes: int = 1000) -> list[Story]:
 def prompts(
     recipe: Recipe, preset: Preset, stories: Sequence[Story], tokenizer: SentencePieceProcessor, seed: int
 ) -> Iterator[Prompt]:
-    """Yield prompts of stories without end. All tasks' words have to be told, so how often is as good as any."""
+    """Yield prompts of stories without end. All tasks' words have to be told, so how often is as good as any.
+
+    In every other prompt some words are exchanged for any others: an encoder that has learned what usually stands
+    beside a word is unsure of the word itself where it stands beside another, as in a thing that was held out.
+    """
     random, mark = np.random.default_rng(seed), placeholder_id(tokenizer.get_piece_size())
     words = {word: tokenizer.encode(word)[0] for word in (*COLOURS, *SHAPES)}
-    for _ in count():
+    names = {piece: word for word, piece in words.items()}
+    known = [piece for word in recipe.words() for piece in tokenizer.encode(word)[:1]]
+    for number in count():
         story = stories[int(random.integers(len(stories)))]
         ids = encode(tokenizer, recipe.prompt(story, preset, random))
         shown = story.scene.things[: ids.count(mark)]
+        if number % 2:
+            ids = _exchanged(ids, known, names, random)
         yield Prompt(ids, tuple((words[thing.colour], words[thing.shape]) for thing in shown))
+
+
+def _exchanged(
+    ids: list[int], known: Sequence[int], names: Mapping[int, str], random: np.random.Generator
+) -> list[int]:
+    """Return ids with EXCHANGED of the words that are known drawn anew; as they were where that names what is held out.
+
+    names: of the ids of colours and shapes.
+    """
+    exchangeable = set(known)
+    made = [
+        int(random.choice(known)) if piece in exchangeable and random.random() < EXCHANGED else piece for piece in ids
+    ]
+    things = [f"{names[one]} {names[next_one]}" for one, next_one in pairwise(made) if {one, next_one} <= names.keys()]
+    return ids if novelty_of(things) else made

@@ -5,7 +5,7 @@ other scenes. So they tell whether words are understood by themselves. Edits and
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations, count
 
 from frames import Story, tell
@@ -22,7 +22,12 @@ def held_out_pair(first: str, second: str) -> bool:
 
 def novelty(scene: Scene) -> str:
     """Return what of a scene is new to a trained model: "things", "pairs", or "" where nothing is."""
-    names = [thing.name for thing in scene.things]
+    return novelty_of([thing.name for thing in scene.things])
+
+
+def novelty_of(names: Iterable[str]) -> str:
+    """Return what of things together ("red cube", ...) is new to a trained model: "things", "pairs", or ""."""
+    names = list(names)
     if not THINGS.isdisjoint(names):
         return "things"
     return "pairs" if any(held_out_pair(*pair) for pair in combinations(names, 2)) else ""

@@ -25,7 +25,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates 2-D parameters in batches of equal shape."""
+    """Updates matrices in batches of equal shape; the kernel of a convolution counts as a matrix of (out, the rest)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -46,6 +46,7 @@ class Muon(torch.optim.Optimizer):
             moving = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
             moving.lerp_(parameter.grad, 1 - group["momentum"])
             directions.append(torch.lerp(parameter.grad, moving, group["momentum"]))
-        updates = orthogonalise(torch.stack(directions)) * (0.2 * max(shape) ** 0.5)
+        matrices = torch.stack(directions).flatten(2)
+        updates = orthogonalise(matrices) * (0.2 * max(matrices.shape[1:]) ** 0.5)
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view(shape), alpha=-group["lr"])

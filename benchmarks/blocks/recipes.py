@@ -39,7 +39,8 @@ class Preset:
     kv_heads: int = 0
     vae_channels: tuple[int, ...] = ()
     vae_batch: int = 32
-    vae_minutes: float = 0.0
+    vae_rate: float = 6e-4
+    vae_steps: int = 0
     decoder_steps: int = 0
 
 
@@ -107,10 +108,10 @@ def _channels_maker(encoded: Encoded, preset: Preset, seed: int, step: int) -> M
 RECIPES = {
     "onediffusion": Recipe(
         presets={
-            "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_minutes=20,
+            "cpu": Preset(side=64, scenes=5000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_steps=3500,
                           hidden=288, depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3,
                           steps=10200),
-            "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_minutes=3,
+            "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_steps=3000,
                           hidden=384, depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3,
                           steps=12000, decoder_steps=2000),
         },

@@ -5,8 +5,9 @@
 
 Parts are trained in the order vae, text-encoder, image-encoder (univg), transformer, decoder (onediffusion, where the
 preset has steps for it). Resumes from the output folder: encoders already there stay, other parts are continued. The
-optimizer's state is kept in its .train folder, rendered pictures in --cache. UniVG takes the trained autoencoder of
---vae, and never changes it.
+optimizer's state is kept in its .train folder, rendered pictures in --cache. Where only weights are left, the
+transformer goes on at the step that losses.csv ends with, and the autoencoder stays unless --part vae is given. UniVG
+takes the trained autoencoder of --vae, and never changes it.
 """
 
 import argparse
@@ -17,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from autoencoder import build_autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
+from autoencoder import build_autoencoder, load_autoencoder, save_autoencoder
+from autoencoder_training import train_autoencoder
 from batches import encode_all
 from dataset import open_pictures
-from decoder import train_decoder
 from diffusers import AutoencoderKL
 from encoders import Encoders
 from frames import Story
 from heldout import training_stories
 from loop import train
 from losses import Losses
+from losses import read as read_losses
 from numpy.typing import NDArray
 from recipes import RECIPES, Encoded, Preset
 from trainer import Schedule, Trainer
@@ -53,9 +55,7 @@ def arguments() -> argparse.Namespace:
         help="default: all in this order, each where the family has it",
     )
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
-    parser.add_argument(
-        "--steps", type=int, help="in all, of transformer or decoder; the last 15 %% lower the rate to zero"
-    )
+    parser.add_argument("--steps", type=int, help="in all, of the part trained; the last 15 %% lower the rate to zero")
     parser.add_argument("--open-ended", action="store_true", help="no end to the steps; finish later with --steps")
     parser.add_argument("--scenes", type=int, help="instead of the preset's")
     parser.add_argument("--vae", type=Path, help=f"for univg: folder of a trained autoencoder, default {VAE}")
@@ -70,9 +70,10 @@ def arguments() -> argparse.Namespace:
     recipe = RECIPES[given.family]
     if given.part in ENCODERS and (given.minutes or given.open_ended):
         parser.error(f"--part {given.part} is short, and trained to its end: leave out --minutes and --open-ended")
-    stepless = given.part in ("vae", *ENCODERS) or (given.part == "all" and recipe.trains_autoencoder)
+    copied = given.part == "vae" and not recipe.trains_autoencoder
+    stepless = copied or given.part in ENCODERS or (given.part == "all" and recipe.trains_autoencoder)
     if given.steps and (given.open_ended or stepless):
-        parser.error("--steps is for --part transformer or decoder and not beside --open-ended")
+        parser.error("--steps is for --part vae, transformer or decoder and not beside --open-ended")
     if given.part == "image-encoder" and not recipe.image_encoder:
         parser.error(f"{given.family} has no image encoder to train")
     if recipe.trains_autoencoder:
@@ -92,15 +93,26 @@ def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> N
     if not RECIPES[given.family].trains_autoencoder:
         copy_autoencoder(given.vae or VAE, folder)
         return
-    resumed = (folder / "config.json").exists()
-    vae = load_autoencoder(folder) if resumed else build_autoencoder(preset.vae_channels, preset.side)
+    state = given.output / ".train" / "autoencoder-state.pt"
+    there = (folder / "config.json").exists()
+    if there and given.part == "all" and not state.exists():
+        report(f"{folder} is there already, and stays; --part vae trains it on")
+        return
+    vae = load_autoencoder(folder) if there else build_autoencoder(preset.vae_channels, preset.side)
     seeds = [story.seed for story in training_stories(given.scenes or preset.scenes)]
     pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
+    state.parent.mkdir(exist_ok=True)
+    steps = None if given.open_ended else (given.part == "vae" and given.steps) or preset.vae_steps
     train_autoencoder(
-        vae, pictures, minutes=given.minutes if given.part == "vae" and given.minutes else preset.vae_minutes,
-        batch=preset.vae_batch, rate=6e-4 if resumed else 1e-3, seed=given.seed + resumed, device=device, report=report,
-        save=lambda: save_autoencoder(vae, folder),
+        vae, pictures, state=state, schedule=autoencoder_schedule(preset, steps),
+        batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
+        device=device, report=report, save=lambda each: save_autoencoder(each, folder),
     )  # fmt: skip
+
+
+def autoencoder_schedule(preset: Preset, steps: int | None) -> Schedule:
+    """Return the learning rate of the autoencoder, and of its decoder alone."""
+    return Schedule(rate=preset.vae_rate, warmup=50, plateau=4000, steps=steps)
 
 
 def copy_autoencoder(trained: Path, folder: Path) -> None:
@@ -142,7 +154,8 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     model, average = (recipe.model(preset).to(device) for _ in range(2))
     state = given.output / ".train" / "transformer-state.pt"
     state.parent.mkdir(exist_ok=True)
-    if not state.exists() and (given.output / "transformer" / "config.json").exists():
+    weights_alone = not state.exists() and (given.output / "transformer" / "config.json").exists()
+    if weights_alone:
         model.load(given.output)
     average.load_state_dict(model.state_dict())
     threads = threads_of(given, device)
@@ -151,11 +164,15 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
         trainer = Trainer(model, average, state, schedule, recipe.matrix, threads)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    curve = given.output / "losses.csv"
+    if weights_alone and curve.exists() and (rows := read_losses(curve)):
+        trainer.go_on_from(int(rows[-1]["step"]), rows[-1]["seconds"], rows[-1]["cpu_seconds"])
+        report(f"weights of step {trainer.step} without the optimizer's state: its moments begin anew")
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
     train(
         trainer, recipe.maker(encoded, preset, given.seed, trainer.step),
         recipe.loss_of(model, text_encoder, encoders.tokenizer, device, compiled=given.compile),
-        Losses(given.output / "losses.csv", recipe.weights, trainer.step),
+        Losses(curve, recipe.weights, trainer.step),
         minutes=given.minutes, report=report, output=given.output,
     )  # fmt: skip
 
@@ -168,8 +185,8 @@ def run_decoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
     state = given.output / ".train" / "decoder-state.pt"
     state.parent.mkdir(exist_ok=True)
     steps = None if given.open_ended else given.steps or preset.decoder_steps or None
-    train_decoder(
-        vae, pictures, latents, state=state, schedule=Schedule(rate=1e-4, warmup=100, plateau=2000, steps=steps),
+    train_autoencoder(
+        vae, pictures, latents, state=state, schedule=autoencoder_schedule(preset, steps),
         batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
         device=device, report=report, save=lambda each: save_autoencoder(each, folder),
     )  # fmt: skip

@@ -23,7 +23,7 @@ CLIP = 1.0  # norm of all gradients together
 class Schedule:
     """Learning rate by step: warm-up, ``rate``, from step ``plateau`` on falling with the square root, and an end.
 
-    The rate depends on the step alone. With ``steps`` the last ``DECAY_SHARE`` of so many steps fall to zero on a line;
+    The rate depends on steps alone. With ``steps`` the last ``DECAY_SHARE`` of so many steps fall to zero on a line;
     without, the end is open, and training can be finished later by giving ``steps``.
     """
 
@@ -34,9 +34,9 @@ class Schedule:
 
     DECAY_SHARE = 0.15
 
-    def at(self, step: int) -> float:
-        """Return the rate of the update from ``step`` to ``step + 1``."""
-        rate = self.rate * min(1.0, (step + 1) / self.warmup, (self.plateau / (step + 1)) ** 0.5)
+    def at(self, step: int, since: int = 0) -> float:
+        """Return the rate of the update from ``step`` to ``step + 1`` by moments that began at step ``since``."""
+        rate = self.rate * min(1.0, (step + 1 - since) / self.warmup, (self.plateau / (step + 1)) ** 0.5)
         if self.steps is None:
             return rate
         return rate * min(1.0, max(0.0, (self.steps - step) / (self.DECAY_SHARE * self.steps)))
@@ -69,13 +69,18 @@ class Trainer:
         threads: int = 1,
     ) -> None:
         self.model, self.average, self.state, self.schedule = model, average, state, schedule
-        self.threads, self.step, self.seconds, self.cpu_seconds = threads, 0, 0.0, 0.0
+        self.threads, self.step, self.since, self.seconds, self.cpu_seconds = threads, 0, 0, 0.0, 0.0
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.averages = dict(average.named_parameters())
         self.shares = [_Share(names, self.parameters, matrices) for names in _dealt(self.parameters, threads)]
         if state.exists():
             self._load()
+
+    def go_on_from(self, step: int, seconds: float, cpu_seconds: float) -> None:
+        """Count on behind an earlier training whose weights are all that is left: moments are warmed up anew."""
+        self.step = self.since = step
+        self.seconds, self.cpu_seconds = seconds, cpu_seconds
 
     def gradients(self, losses: Sequence[Callable[[], Tensor]]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
         """Return the gradients of each loss's mean and the losses (sequences,); one thread takes one of them."""
@@ -103,7 +108,7 @@ class Trainer:
                 torch._foreach_lerp_(ours, theirs, weight)
 
         norm = sum(self._each(gather, self.shares)) ** 0.5
-        rate, weight = self.schedule.at(self.step), average_weight(self.step + 1)
+        rate, weight = self.schedule.at(self.step, self.since), average_weight(self.step + 1)
         self._each(apply, self.shares)
         self.step += 1
 
@@ -114,7 +119,7 @@ class Trainer:
             optimizers |= share.state()
         saved = {
             "model": self.model.state_dict(), "average": self.average.state_dict(), "step": self.step,
-            "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "optimizers": optimizers,
+            "since": self.since, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "optimizers": optimizers,
         }  # fmt: skip
         part = self.state.with_suffix(".part")
         torch.save(saved, part)
@@ -126,7 +131,8 @@ class Trainer:
             raise ValueError(f"{self.state} is of another model; delete it, or give another output folder")
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
-        self.step, self.seconds, self.cpu_seconds = (saved[name] for name in ("step", "seconds", "cpu_seconds"))
+        counts = ("step", "since", "seconds", "cpu_seconds")
+        self.step, self.since, self.seconds, self.cpu_seconds = (saved[name] for name in counts)
         for share in self.shares:
             share.restore(saved["optimizers"])
 

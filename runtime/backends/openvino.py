@@ -57,9 +57,10 @@ class OpenVinoBackend:
         self._bundle = bundle
         self._openvino = openvino
         # Fused kernels that openvino generates ("snippets") gave wrong attention after a sequence of one token, refused
-        # small models in bf16, and took no less processor time (2026.4).
+        # small models in bf16, and took no less processor time (2026.4). Pinned threads begin at the first core in
+        # every process: two processes of one thread would share it.
         self._config: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "SNIPPETS_MODE": "DISABLE",
+            "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "SNIPPETS_MODE": "DISABLE", "ENABLE_CPU_PINNING": False,
         }  # fmt: skip
         if threads:
             self._config["INFERENCE_NUM_THREADS"] = threads

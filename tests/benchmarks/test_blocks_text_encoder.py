@@ -18,10 +18,12 @@ sys.path.insert(0, FOLDER)  # the scripts import each other by name, as when the
 import encoders  # noqa: E402
 import text_encoder  # noqa: E402
 import wordpieces  # noqa: E402
-from heldout import training_stories  # noqa: E402
+from heldout import novelty_of, training_stories  # noqa: E402
 from recipes import RECIPES  # noqa: E402
 from transformer import TEXT_LENGTH  # noqa: E402
+from world import COLOURS as COLOUR_NAMES  # noqa: E402
 from world import FIRST_TRAINING_SEED  # noqa: E402
+from world import SHAPES as SHAPE_NAMES  # noqa: E402
 
 sys.path.remove(FOLDER)
 
@@ -166,6 +168,21 @@ def test_prompts_are_those_of_the_family_in_known_words(made):
     assert any(prompt.shown for prompt in drawn) == made.recipe.image_encoder
     assert all(made.tokenizer.unk_id() not in prompt.ids for prompt in drawn)
     assert max(len(prompt.ids) for prompt in drawn) <= TEXT_LENGTH <= text_encoder.PLACES
+
+
+@pytest.mark.parametrize("made", ["onediffusion", "univg"], indirect=True)
+def test_every_other_prompt_has_any_words_but_never_names_what_is_held_out(made):
+    told = encoders.prompts(made.recipe, made.preset, made.stories, made.tokenizer, 0)
+    drawn = list(itertools.islice(told, 3000))
+    spoken = [" ".join(made.tokenizer.id_to_piece(piece)[1:] for piece in prompt.ids) for prompt in drawn]
+    colours, shapes = "|".join(COLOUR_NAMES), "|".join(SHAPE_NAMES)
+    things = [re.findall(rf"(?=\b((?:{colours}) (?:{shapes}))\b)", text) for text in spoken]
+    assert not any(map(novelty_of, things))
+    odd, even = (set().union(*map(set, things[first::2])) for first in (1, 0))
+    assert len(odd | even) >= 25
+    assert len(odd - even) >= 5  # colours before shapes that the stories never put them before
+    strange = [len(re.findall(rf"\b(?:{colours}) (?:a|and|on|{colours})\b", " ".join(spoken[at::2]))) for at in (0, 1)]
+    assert strange[0] == 0 < 20 < strange[1]
 
 
 @pytest.mark.parametrize("made", ["univg"], indirect=True)

@@ -73,6 +73,23 @@ def test_a_resumed_run_is_the_same_run(start, threads):
     torch.testing.assert_close(weights(again), weights(whole), atol=0, rtol=0)
 
 
+def test_weights_alone_go_on_at_their_step_and_warm_up_anew(start):
+    made = start()
+    made.go_on_from(20, 60.0, 90.0)
+    assert (made.step, made.seconds, made.cpu_seconds) == (20, 60.0, 90.0)
+    rates = []
+    for share in made.shares:
+        share.step = lambda rate, step=share.step: (rates.append(rate), step(rate))
+    run(made, 3)
+    held = SCHEDULE.at(22)
+    assert rates == pytest.approx([SCHEDULE.at(20) / 3, SCHEDULE.at(21) * 2 / 3, held])
+    assert held == pytest.approx(0.02 * (10 / 23) ** 0.5)
+    made.save()
+    again = start()
+    run(again, 1)
+    assert (again.step, again.since) == (24, 20)
+
+
 def test_an_interrupted_save_leaves_the_earlier_state(start, monkeypatch):
     made = start()
     run(made, 2)

@@ -171,6 +171,26 @@ def test_the_checkpoint_exports_runs_and_is_evaluated(trained, tmp_path, monkeyp
     assert labels["text_to_image"] == ["made"]
 
 
+def test_weights_without_a_state_go_on_at_their_step(trained, tmp_path):
+    folder = tmp_path / "univg"
+    shutil.copytree(trained.folder, folder)
+    shutil.rmtree(folder / ".train")
+    (folder / "losses.csv").write_text("step,seconds,cpu_seconds,edit\n50,5,10,0.5\n")
+    state = trained.run("univg", folder, "--steps", 52)
+    assert (state["step"], state["since"]) == (52, 50)
+    assert state["seconds"] > 5
+    assert (folder / "losses.csv").read_text().splitlines()[1].startswith("50,5,10,")
+
+
+def test_an_autoencoder_that_is_there_is_trained_on_only_when_asked(trained, capsys):
+    folder = trained.base / "again"
+    shutil.copytree(trained.base / "vae", folder / "vae")
+    weights = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    trained.run("onediffusion", "again", "--minutes", 0.001)
+    assert "vae is there already, and stays; --part vae trains it on" in capsys.readouterr().err
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
 def test_what_learned_from_a_text_encoder_is_not_given_another(trained, tmp_path):
     shutil.copytree(trained.folder, tmp_path / "univg")
     shutil.rmtree(tmp_path / "univg" / "text_encoder")
