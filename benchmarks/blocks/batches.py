@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from frames import Story
 from numpy.typing import NDArray
 from samples import Sample, draw_frames, draw_task, make_sample
 from torch import Tensor
+from tqdm import tqdm
 
 from framert.runtime.cameras import Cameras
 
+SCENES_AT_ONCE = 50
 PROMPT_DROPOUT = 0.1
 INFERENCE_SHARE = 0.9  # sequences noised as inference does it; in the others each frame has a level of its own
 # Logits of noise levels: mean and deviation. One in six is above 0.9, as on the schedule: where words are obeyed.
@@ -48,16 +51,23 @@ class Batch:
 
 
 def encode_all(
-    vae: AutoencoderKL, pictures: NDArray[np.uint8], cache: Path, device: str, tag: str = ""
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], cache: Path, device: str, tag: str = "", threads: int = 1
 ) -> NDArray[np.float16]:
     """Return scaled latents (scenes, frames, 16, h / 8, w / 8), computed once per autoencoder and kept in ``cache``.
 
-    tag: what tells these pictures from others of the same number and size.
+    Args:
+        tag: what tells these pictures from others of the same number and size.
+        threads: that encode scenes of their own. On a CPU each should compute alone (torch.set_num_threads(1)).
     """
     path = cache / f"latents-{pictures.shape[2]}px-{len(pictures)}{tag}-{_digest(vae)}.npy"
     if not path.exists():
-        chunks = [encode(vae, np.concatenate(pictures[at : at + 50]), device).half().numpy()
-                  for at in range(0, len(pictures), 50)]  # fmt: skip
+
+        def chunk(at: int) -> NDArray[np.float16]:
+            return encode(vae, np.concatenate(pictures[at : at + SCENES_AT_ONCE]), device).half().numpy()
+
+        starts = range(0, len(pictures), SCENES_AT_ONCE)
+        with ThreadPoolExecutor(threads) as pool:
+            chunks = list(tqdm(pool.map(chunk, starts), desc="latents", total=len(starts), unit="chunk"))
         latents = np.concatenate(chunks).reshape(*pictures.shape[:2], *chunks[0].shape[1:])
         part = path.with_suffix(".part")  # so that an interrupted run leaves nothing that looks whole
         with part.open("wb") as stream:

@@ -19,11 +19,11 @@ from sentencepiece import SentencePieceProcessor
 from text_encoder import Prompt, load_text_encoder, save_text_encoder, train_text_encoder
 from transformers import T5EncoderModel
 from wordpieces import EXTRA_IDS, encode, load_tokenizer, placeholder_id, train_tokenizer
-from world import COLOURS, SHAPES
+from world import COLOURS, GROUNDS, SHAPES
 
 from framert.export.families.univg_plan import ImageEncoder
 
-EXCHANGED = 0.4  # of the words of every other prompt that the text encoder learns from
+EXCHANGED = 0.4  # of the words for colours, shapes and grounds, in every other prompt that a text encoder learns from
 LEARNED_FROM_TEXT = ("image_encoder", "transformer", ".train/transformer-state.pt")  # fit one text encoder only
 
 
@@ -98,32 +98,28 @@ def prompts(
 ) -> Iterator[Prompt]:
     """Yield prompts of stories without end. All tasks' words have to be told, so how often is as good as any.
 
-    In every other prompt some words are exchanged for any others: an encoder that has learned what usually stands
-    beside a word is unsure of the word itself where it stands beside another, as in a thing that was held out.
+    In every other prompt some of the words for colours, shapes and grounds are exchanged for others of them: an encoder
+    that has learned what usually stands beside a word is unsure of the word itself where it stands beside another, as
+    in a thing that was held out.
     """
     random, mark = np.random.default_rng(seed), placeholder_id(tokenizer.get_piece_size())
     words = {word: tokenizer.encode(word)[0] for word in (*COLOURS, *SHAPES)}
-    names = {piece: word for word, piece in words.items()}
-    known = [piece for word in recipe.words() for piece in tokenizer.encode(word)[:1]]
+    names = {tokenizer.encode(word)[0]: word for word in (*COLOURS, *SHAPES, *GROUNDS)}
     for number in count():
         story = stories[int(random.integers(len(stories)))]
         ids = encode(tokenizer, recipe.prompt(story, preset, random))
         shown = story.scene.things[: ids.count(mark)]
         if number % 2:
-            ids = _exchanged(ids, known, names, random)
+            ids = _exchanged(ids, names, random)
         yield Prompt(ids, tuple((words[thing.colour], words[thing.shape]) for thing in shown))
 
 
-def _exchanged(
-    ids: list[int], known: Sequence[int], names: Mapping[int, str], random: np.random.Generator
-) -> list[int]:
-    """Return ids with EXCHANGED of the words that are known drawn anew; as they were where that names what is held out.
-
-    names: of the ids of colours and shapes.
-    """
-    exchangeable = set(known)
+def _exchanged(ids: list[int], names: Mapping[int, str], random: np.random.Generator) -> list[int]:
+    """Return ids with EXCHANGED of those in ``names`` drawn anew; as they were where that names what is held out."""
+    drawn, chances = random.choice(list(names), len(ids)).tolist(), random.random(len(ids))
     made = [
-        int(random.choice(known)) if piece in exchangeable and random.random() < EXCHANGED else piece for piece in ids
+        other if piece in names and chance < EXCHANGED else piece
+        for piece, other, chance in zip(ids, drawn, chances, strict=True)
     ]
-    things = [f"{names[one]} {names[next_one]}" for one, next_one in pairwise(made) if {one, next_one} <= names.keys()]
-    return ids if novelty_of(things) else made
+    pairs = [f"{names[one]} {names[other]}" for one, other in pairwise(made) if {one, other} <= names.keys()]
+    return ids if novelty_of(pairs) else made

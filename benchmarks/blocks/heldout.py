@@ -27,7 +27,7 @@ def novelty(scene: Scene) -> str:
 
 def novelty_of(names: Iterable[str]) -> str:
     """Return what of things together ("red cube", ...) is new to a trained model: "things", "pairs", or ""."""
-    names = list(names)
+    names = sorted(set(names))  # a prompt may name a thing twice
     if not THINGS.isdisjoint(names):
         return "things"
     return "pairs" if any(held_out_pair(*pair) for pair in combinations(names, 2)) else ""

@@ -147,8 +147,9 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
     recipe, encoders = RECIPES[given.family], encoders_of(given, preset)
     vae = load_autoencoder(given.output / "vae").eval().to(device)
+    features = encoders.features()  # first: it renders with all threads, of which ``data`` leaves one
     _, latents = data(given, preset, vae, device, encoders.stories)
-    encoded = Encoded(encoders.stories, latents, encoders.features())
+    encoded = Encoded(encoders.stories, latents, features)
     text_encoder = encoders.text_encoder.to(device)
     torch.manual_seed(given.seed)
     model, average = (recipe.model(preset).to(device) for _ in range(2))
@@ -200,7 +201,7 @@ def data(
     kind = RECIPES[given.family].kind
     pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads(), kind=kind)
     tag = "-" + Path(str(pictures.filename)).stem.rsplit("-", 1)[-1]
-    latents = encode_all(vae.to(device), pictures, given.cache, device, tag)
+    latents = encode_all(vae.to(device), pictures, given.cache, device, tag, threads_of(given, device))
     report(f"latents {latents.shape}")
     return pictures, latents
 

@@ -171,10 +171,11 @@ def test_prompts_are_those_of_the_family_in_known_words(made):
 
 
 @pytest.mark.parametrize("made", ["onediffusion", "univg"], indirect=True)
-def test_every_other_prompt_has_any_words_but_never_names_what_is_held_out(made):
+def test_every_other_prompt_has_words_in_strange_places_but_never_names_what_is_held_out(made):
     told = encoders.prompts(made.recipe, made.preset, made.stories, made.tokenizer, 0)
     drawn = list(itertools.islice(told, 3000))
-    spoken = [" ".join(made.tokenizer.id_to_piece(piece)[1:] for piece in prompt.ids) for prompt in drawn]
+    words = {piece: made.tokenizer.id_to_piece(piece)[1:] for piece in range(len(made.tokenizer))}
+    spoken = [" ".join(words.get(piece, "<p>") for piece in prompt.ids) for prompt in drawn]
     colours, shapes = "|".join(COLOUR_NAMES), "|".join(SHAPE_NAMES)
     things = [re.findall(rf"(?=\b((?:{colours}) (?:{shapes}))\b)", text) for text in spoken]
     assert not any(map(novelty_of, things))
