@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from autoencoder import VARIED_FRAMES, held_out_decibels, latent_deviation, to_tensor
 from diffusers import AutoencoderKL
+from losses import EVERY
 from numpy.typing import NDArray
 from stop import Stop, Timer
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ EDGE_WEIGHT = 0.5
 SQUARE_WEIGHT = 2.0
 ABSOLUTE_WEIGHT = 0.03  # of the decoder alone: the mean absolute error beside the squares, which PSNR counts
 NOISE = 0.02  # added to the scaled latents of the decoder alone: those that a transformer makes are not exact
-EVERY = 50  # steps between reports
 
 
 def train_autoencoder(
@@ -40,8 +40,9 @@ def train_autoencoder(
     device: str,
     report: Callable[[str], None],
     save: Callable[[AutoencoderKL], None],
-) -> float:
-    """Train until the schedule or ``minutes`` end, or SIGTERM; return the held-out dB of the average weights.
+) -> tuple[float, bool]:
+    """Train until the schedule or ``minutes`` end, or SIGTERM; return the held-out dB of the average weights, and
+    whether the schedule's end was reached.
 
     Args:
         pictures: (scenes, frames, h, w, 3).
@@ -56,7 +57,7 @@ def train_autoencoder(
     model, averages = (nn.ModuleDict({name: getattr(each, name) for name in parts}) for each in (vae, average))
     trainer = Trainer(model, averages, state, schedule, matrix, threads)
     random = np.random.default_rng(seed + trainer.step)
-    timer, stopped = Timer(minutes), Stop()
+    timer, stopped, whose = Timer(minutes), Stop(), " and ".join(parts)
 
     def draw() -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """Return a loss and what it takes of a batch."""
@@ -77,23 +78,26 @@ def train_autoencoder(
         save(average)
         hours, factor = trainer.cpu_seconds / 3600, average.config.scaling_factor
         report(
-            f"{' and '.join(parts)} step {trainer.step}, {hours:.2f} core hours, held out {decibels:.2f} dB, "
+            f"{whose} step {trainer.step}, {hours:.2f} core hours, held out {decibels:.2f} dB, "
             f"scaling factor {factor:.4f}"
         )
         return decibels
 
-    while not (stopped or timer.over or trainer.step >= (schedule.steps or np.inf)):
+    def whole() -> bool:
+        return schedule.steps is not None and trainer.step >= schedule.steps
+
+    while not (stopped or timer.over or whole()):
         with timer.step(trainer):
             loss_of, tensors = draw()
             shares = zip(*(tensor.to(device).chunk(threads) for tensor in tensors), strict=True)
             gradients, losses = trainer.gradients([partial(loss_of, *share) for share in shares])
             trainer.update(gradients)
         if trainer.step % EVERY == 0:
-            minutes_so_far = trainer.seconds / 60
-            report(f"step {trainer.step} {minutes_so_far:.1f} min loss {float(torch.cat(losses).mean()):.4f}")
+            loss = float(torch.cat(losses).mean())
+            report(f"{whose} step {trainer.step} {trainer.seconds / 60:.1f} min loss {loss:.4f}")
         if timer.due:
             keep()
-    return keep()
+    return keep(), whole()
 
 
 def matrix(name: str, parameter: Tensor) -> bool:

@@ -8,7 +8,6 @@ from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from dataset import open_pictures
 from frames import Story, tell
 from heldout import novelty_of
@@ -40,6 +39,7 @@ class Encoders:
     cache: Path
     stories: Sequence[Story]
     seed: int
+    threads: int
     report: Callable[[str], None]
 
     @cached_property
@@ -58,7 +58,7 @@ class Encoders:
                     f"error: {folder} is missing, and {', '.join(built)} in {self.folder} learned from it; put it "
                     "back, or give another output folder"
                 )
-            told = prompts(self.recipe, self.preset, self.stories, self.tokenizer, self.seed)
+            told = prompts(self.recipe, self.preset, self.stories, self.tokenizer, self.seed, exchange=True)
             others = prompts(self.recipe, self.preset, held_out_stories(), self.tokenizer, self.seed)
             mark = placeholder_id(pieces)
             encoder = train_text_encoder(pieces, told, others, mark, seed=self.seed, report=self.report)
@@ -84,8 +84,8 @@ class Encoders:
         return features_of(self.image_encoder, self._references()) if self.recipe.image_encoder else None
 
     def _references(self) -> NDArray[np.uint8]:
-        seeds, threads = [story.seed for story in self.stories], torch.get_num_threads()
-        return open_pictures(self.cache, seeds, self.preset.side, workers=threads, kind=REFERENCES)
+        seeds = [story.seed for story in self.stories]
+        return open_pictures(self.cache, seeds, self.preset.side, workers=self.threads, kind=REFERENCES)
 
 
 def held_out_stories(scenes: int = 1000) -> list[Story]:
@@ -94,13 +94,19 @@ def held_out_stories(scenes: int = 1000) -> list[Story]:
 
 
 def prompts(
-    recipe: Recipe, preset: Preset, stories: Sequence[Story], tokenizer: SentencePieceProcessor, seed: int
+    recipe: Recipe,
+    preset: Preset,
+    stories: Sequence[Story],
+    tokenizer: SentencePieceProcessor,
+    seed: int,
+    *,
+    exchange: bool = False,
 ) -> Iterator[Prompt]:
     """Yield prompts of stories without end. All tasks' words have to be told, so how often is as good as any.
 
-    In every other prompt some of the words for colours, shapes and grounds are exchanged for others of them: an encoder
-    that has learned what usually stands beside a word is unsure of the word itself where it stands beside another, as
-    in a thing that was held out.
+    With ``exchange``, in every other prompt without pictures some of the words for colours, shapes and grounds are
+    exchanged for others of them: an encoder that has learned what usually stands beside a word is unsure of the word
+    itself where it stands beside another, as in a thing that was held out.
     """
     random, mark = np.random.default_rng(seed), placeholder_id(tokenizer.get_piece_size())
     words = {word: tokenizer.encode(word)[0] for word in (*COLOURS, *SHAPES)}
@@ -109,7 +115,7 @@ def prompts(
         story = stories[int(random.integers(len(stories)))]
         ids = encode(tokenizer, recipe.prompt(story, preset, random))
         shown = story.scene.things[: ids.count(mark)]
-        if number % 2:
+        if exchange and number % 2 and not shown:
             ids = _exchanged(ids, names, random)
         yield Prompt(ids, tuple((words[thing.colour], words[thing.shape]) for thing in shown))
 
@@ -121,5 +127,6 @@ def _exchanged(ids: list[int], names: Mapping[int, str], random: np.random.Gener
         other if piece in names and chance < EXCHANGED else piece
         for piece, other, chance in zip(ids, drawn, chances, strict=True)
     ]
-    pairs = [f"{names[one]} {names[other]}" for one, other in pairwise(made) if {one, other} <= names.keys()]
-    return ids if novelty_of(pairs) else made
+    said = pairwise(names.get(piece) for piece in made)
+    things = [f"{colour} {shape}" for colour, shape in said if colour in COLOURS and shape in SHAPES]
+    return ids if novelty_of(things) else made

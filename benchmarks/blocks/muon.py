@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised, for the hidden matrices of a transformer; AdamW for the rest.
+"""Muon: momentum whose matrices are orthogonalised, for hidden matrices and kernels; AdamW takes the rest.
 
 Source: Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); update scale of
 "Muon is scalable for LLM training", arXiv:2502.16982, under which AdamW's rate and weight decay serve both.
@@ -16,11 +16,11 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()
     tall = x.shape[1] > x.shape[2]
-    x = x.transpose(1, 2) if tall else x
+    x = x.transpose(1, 2).contiguous() if tall else x  # sums of differently ordered matrices are slow
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     for _ in range(steps):
         square = x @ x.transpose(1, 2)
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.transpose(1, 2) if tall else x).float()
 
 

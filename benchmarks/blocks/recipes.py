@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Sizes of one training run; minutes are wall clock on the machine the preset is named after.
+    """Sizes of one training run, for the kind of machine the preset is named after.
 
     The autoencoder's numbers are unused where a family takes a trained one.
     """

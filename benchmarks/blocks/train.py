@@ -70,8 +70,9 @@ def arguments() -> argparse.Namespace:
     recipe = RECIPES[given.family]
     if given.part in ENCODERS and (given.minutes or given.open_ended):
         parser.error(f"--part {given.part} is short, and trained to its end: leave out --minutes and --open-ended")
-    copied = given.part == "vae" and not recipe.trains_autoencoder
-    stepless = copied or given.part in ENCODERS or (given.part == "all" and recipe.trains_autoencoder)
+    if given.steps and given.part == "vae" and not recipe.trains_autoencoder:
+        parser.error(f"{given.family} copies a trained autoencoder: there is nothing to take --steps for")
+    stepless = given.part in ENCODERS or (given.part == "all" and recipe.trains_autoencoder)
     if given.steps and (given.open_ended or stepless):
         parser.error("--steps is for --part vae, transformer or decoder and not beside --open-ended")
     if given.part == "image-encoder" and not recipe.image_encoder:
@@ -93,26 +94,52 @@ def run_autoencoder(given: argparse.Namespace, preset: Preset, device: str) -> N
     if not RECIPES[given.family].trains_autoencoder:
         copy_autoencoder(given.vae or VAE, folder)
         return
-    state = given.output / ".train" / "autoencoder-state.pt"
     there = (folder / "config.json").exists()
-    if there and given.part == "all" and not state.exists():
+    if there and given.part == "all" and not state_of(given, "autoencoder").exists():
         report(f"{folder} is there already, and stays; --part vae trains it on")
         return
     vae = load_autoencoder(folder) if there else build_autoencoder(preset.vae_channels, preset.side)
     seeds = [story.seed for story in training_stories(given.scenes or preset.scenes)]
-    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads())
-    state.parent.mkdir(exist_ok=True)
-    steps = None if given.open_ended else (given.part == "vae" and given.steps) or preset.vae_steps
-    train_autoencoder(
-        vae, pictures, state=state, schedule=autoencoder_schedule(preset, steps),
-        batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
-        device=device, report=report, save=lambda each: save_autoencoder(each, folder),
-    )  # fmt: skip
+    pictures = open_pictures(given.cache, seeds, preset.side, workers=given.threads)
+    alone = given.part == "vae"
+    steps = None if alone and given.open_ended else (alone and given.steps) or preset.vae_steps
+    if not learn_autoencoder(given, preset, device, vae, pictures, None, steps, "autoencoder") and not alone:
+        sys.exit("stopped before the autoencoder's end, and the transformer needs it whole: run this again to go on")
 
 
-def autoencoder_schedule(preset: Preset, steps: int | None) -> Schedule:
-    """Return the learning rate of the autoencoder, and of its decoder alone."""
-    return Schedule(rate=preset.vae_rate, warmup=50, plateau=4000, steps=steps)
+def learn_autoencoder(
+    given: argparse.Namespace,
+    preset: Preset,
+    device: str,
+    vae: AutoencoderKL,
+    pictures: NDArray[np.uint8],
+    latents: NDArray[np.float16] | None,
+    steps: int | None,
+    name: str,
+) -> bool:
+    """Train both parts of ``vae/``, or with latents its decoder alone, and return whether all ``steps`` were taken.
+
+    The state of the other kind of training no longer fits the folder's weights, and goes.
+    """
+    other = {"autoencoder": "decoder", "decoder": "autoencoder"}[name]
+    state_of(given, other).unlink(missing_ok=True)
+    try:
+        _, whole = train_autoencoder(
+            vae, pictures, latents, state=state_of(given, name),
+            schedule=Schedule(rate=preset.vae_rate, warmup=50, plateau=4000, steps=steps),
+            batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
+            device=device, report=report, save=lambda each: save_autoencoder(each, given.output / "vae"),
+        )  # fmt: skip
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    return whole
+
+
+def state_of(given: argparse.Namespace, name: str) -> Path:
+    """Return the file of everything that a training needs to go on."""
+    folder: Path = given.output / ".train"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{name}-state.pt"
 
 
 def copy_autoencoder(trained: Path, folder: Path) -> None:
@@ -130,7 +157,9 @@ def copy_autoencoder(trained: Path, folder: Path) -> None:
 def encoders_of(given: argparse.Namespace, preset: Preset) -> Encoders:
     """Return the tokenizer and encoders of the checkpoint, trained when they are asked for if it has none."""
     stories = training_stories(given.scenes or preset.scenes)
-    return Encoders(RECIPES[given.family], preset, given.output, given.cache, stories, given.seed, report)
+    return Encoders(
+        RECIPES[given.family], preset, given.output, given.cache, stories, given.seed, given.threads, report
+    )
 
 
 def run_encoder(given: argparse.Namespace, preset: Preset) -> None:
@@ -147,14 +176,12 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
         sys.exit(f"error: {given.output}/vae is missing; train it first with --part vae, or use --part all")
     recipe, encoders = RECIPES[given.family], encoders_of(given, preset)
     vae = load_autoencoder(given.output / "vae").eval().to(device)
-    features = encoders.features()  # first: it renders with all threads, of which ``data`` leaves one
     _, latents = data(given, preset, vae, device, encoders.stories)
-    encoded = Encoded(encoders.stories, latents, features)
+    encoded = Encoded(encoders.stories, latents, encoders.features())
     text_encoder = encoders.text_encoder.to(device)
     torch.manual_seed(given.seed)
     model, average = (recipe.model(preset).to(device) for _ in range(2))
-    state = given.output / ".train" / "transformer-state.pt"
-    state.parent.mkdir(exist_ok=True)
+    state = state_of(given, "transformer")
     weights_alone = not state.exists() and (given.output / "transformer" / "config.json").exists()
     if weights_alone:
         model.load(given.output)
@@ -169,6 +196,14 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     if weights_alone and curve.exists() and (rows := read_losses(curve)):
         trainer.go_on_from(int(rows[-1]["step"]), rows[-1]["seconds"], rows[-1]["cpu_seconds"])
         report(f"weights of step {trainer.step} without the optimizer's state: its moments begin anew")
+    if schedule.steps is not None and trainer.step >= schedule.steps:
+        report(f"all {schedule.steps} steps are taken; --steps with a larger number trains the transformer on")
+        return
+    if given.compile and threads > 1:
+        from unlocked import unlock_compiled_kernels  # imports torch's compiler
+
+        if not unlock_compiled_kernels():
+            report("this torch's compiled kernels keep Python's lock: threads will wait for each other")
     report(f"{sum(each.numel() for each in model.transformer.parameters()) / 1e6:.2f} M parameters, {threads} threads")
     train(
         trainer, recipe.maker(encoded, preset, given.seed, trainer.step),
@@ -183,14 +218,8 @@ def run_decoder(given: argparse.Namespace, preset: Preset, device: str) -> None:
     folder = given.output / "vae"
     vae = load_autoencoder(folder)
     pictures, latents = data(given, preset, vae.eval(), device, training_stories(given.scenes or preset.scenes))
-    state = given.output / ".train" / "decoder-state.pt"
-    state.parent.mkdir(exist_ok=True)
     steps = None if given.open_ended else given.steps or preset.decoder_steps or None
-    train_autoencoder(
-        vae, pictures, latents, state=state, schedule=autoencoder_schedule(preset, steps),
-        batch=preset.vae_batch, threads=threads_of(given, device), minutes=given.minutes, seed=given.seed,
-        device=device, report=report, save=lambda each: save_autoencoder(each, folder),
-    )  # fmt: skip
+    learn_autoencoder(given, preset, device, vae, pictures, latents, steps, "decoder")
 
 
 def data(
@@ -199,7 +228,7 @@ def data(
     """Return pictures and latents of ``stories``, made if they are not in the cache."""
     seeds = [story.seed for story in stories]
     kind = RECIPES[given.family].kind
-    pictures = open_pictures(given.cache, seeds, preset.side, workers=torch.get_num_threads(), kind=kind)
+    pictures = open_pictures(given.cache, seeds, preset.side, workers=given.threads, kind=kind)
     tag = "-" + Path(str(pictures.filename)).stem.rsplit("-", 1)[-1]
     latents = encode_all(vae.to(device), pictures, given.cache, device, tag, threads_of(given, device))
     report(f"latents {latents.shape}")
@@ -208,8 +237,6 @@ def data(
 
 def threads_of(given: argparse.Namespace, device: str) -> int:
     """Return how many threads train; on a CPU each of them computes alone."""
-    if device == "cpu":
-        torch.set_num_threads(1)
     return given.threads if device == "cpu" else 1
 
 
@@ -217,10 +244,10 @@ def main() -> None:
     """Train the asked parts in order."""
     given = arguments()
     given.threads = given.threads or torch.get_num_threads()
-    torch.set_num_threads(given.threads)
     preset = RECIPES[given.family].presets[given.preset]
     given.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1 if device == "cpu" else given.threads)  # one each: threads that share operations stall
     if given.part in ("vae", "all"):
         run_autoencoder(given, preset, device)
     if given.part in ENCODERS:

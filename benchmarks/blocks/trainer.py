@@ -95,7 +95,7 @@ class Trainer:
                 total = gradients[0][name]
                 for other in gradients[1:]:
                     total += other[name]
-                self.parameters[name].grad = total.div_(count)
+                self.parameters[name].grad = _laid_out_like(self.parameters[name], total.div_(count))
             return sum(float(self.parameters[name].grad.square().sum()) for name in share.names)
 
         def apply(share: "_Share") -> None:
@@ -190,6 +190,13 @@ class _Share:
                     (name,) = (name for name, each in self.parameters.items() if each is parameter)
                     if ("momentum" if isinstance(optimizer, Muon) else "exp_avg") in states.get(name, {}):
                         optimizer.state[parameter] = states[name]
+
+
+def _laid_out_like(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """Return the gradient in its parameter's order in memory: torch's fused AdamW (2.13) pairs numbers by place."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _dealt(parameters: dict[str, nn.Parameter], count: int) -> list[list[str]]:

@@ -34,11 +34,13 @@ def start(tmp_path, monkeypatch):
     said, saved = [], []
 
     def run(steps, latents=None):
-        return autoencoder_training.train_autoencoder(
+        decibels, whole = autoencoder_training.train_autoencoder(
             vae, pictures, latents, state=tmp_path / "state.pt",
             schedule=trainer.Schedule(rate=2e-3, warmup=2, steps=steps), batch=8, threads=2, minutes=None, seed=0,
             device="cpu", report=said.append, save=saved.append,
         )  # fmt: skip
+        assert whole
+        return decibels
 
     return SimpleNamespace(
         vae=vae, latents=latents.reshape(*pictures.shape[:2], 16, 2, 2), pictures=pictures, run=run, said=said,
@@ -99,17 +101,17 @@ def test_muon_takes_what_lies_inside(name, shape, taken):
     assert autoencoder_training.matrix(name, torch.zeros(shape)) == taken
 
 
-def test_muon_moves_a_kernel_as_the_matrix_it_is():
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (40, 4, 3, 3)], ids=["wide", "tall"])
+def test_muon_moves_a_kernel_as_the_matrix_it_is(shape):
     """A convolution's kernel and the same numbers as a matrix take the same step, orthogonal up to Newton-Schulz."""
     torch.manual_seed(0)
-    kernel = torch.nn.Parameter(torch.randn(6, 4, 3, 3))
-    plain = torch.nn.Parameter(kernel.detach().flatten(1).clone())
-    gradient = torch.randn(6, 4, 3, 3)
+    start, gradient = torch.randn(shape), torch.randn(shape)
+    kernel = torch.nn.Parameter(start.clone(memory_format=torch.channels_last))
+    plain = torch.nn.Parameter(start.flatten(1).clone())
     for parameter, grad in ((kernel, gradient), (plain, gradient.flatten(1))):
-        before = parameter.detach().clone()
         parameter.grad = grad.clone()
         muon.Muon([parameter], lr=0.1, momentum=0.9, weight_decay=0.0).step()
-        moved = (before - parameter.detach()).flatten(1) / (0.1 * 0.2 * 36**0.5)
+        moved = (start.flatten(1) - parameter.detach().flatten(1)) / (0.1 * 0.2 * max(start.flatten(1).shape) ** 0.5)
         singular = torch.linalg.svdvals(moved)
         assert 0.5 < singular.min() <= singular.max() < 1.4
     assert torch.equal(kernel.detach().flatten(1), plain.detach())

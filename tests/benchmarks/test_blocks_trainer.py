@@ -88,6 +88,15 @@ def test_weights_alone_go_on_at_their_step_and_warm_up_anew(start):
     assert (again.step, again.since) == (24, 20)
 
 
+def test_gradients_in_another_order_in_memory_take_the_same_step(start):
+    """As those of convolutions do for pictures whose channels come last."""
+    usual, other = start(), start(name="other.pt")
+    given = {name: torch.randn(each.shape) for name, each in usual.parameters.items()}
+    usual.update([{name: each.clone() for name, each in given.items()}])
+    other.update([{name: each.clone() if each.ndim < 2 else each.T.clone().T for name, each in given.items()}])
+    torch.testing.assert_close(weights(other), weights(usual), atol=0, rtol=0)
+
+
 def test_an_interrupted_save_leaves_the_earlier_state(start, monkeypatch):
     made = start()
     run(made, 2)

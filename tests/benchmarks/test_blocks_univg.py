@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ pytest.importorskip("onnx")
 
 FOLDER = str(Path(__file__).parents[2] / "benchmarks" / "blocks")
 sys.path.insert(0, FOLDER)  # the scripts import each other by name, as when they are run
+import autoencoder  # noqa: E402
 import channel_cases  # noqa: E402
 import channel_transformer  # noqa: E402
 import evaluate  # noqa: E402
@@ -71,7 +73,7 @@ def trained(tmp_path_factory):
         return torch.load(folder / output / ".train" / "transformer-state.pt")
 
     run("univg", "univg", "--vae", folder / "vae", "--steps", 3)
-    return SimpleNamespace(run=run, base=folder, folder=folder / "univg", preset=presets["univg"])
+    return SimpleNamespace(run=run, base=folder, folder=folder / "univg", preset=presets["univg"], presets=presets)
 
 
 def test_onediffusions_recipe_trains_by_the_same_script(trained):
@@ -189,6 +191,34 @@ def test_an_autoencoder_that_is_there_is_trained_on_only_when_asked(trained, cap
     trained.run("onediffusion", "again", "--minutes", 0.001)
     assert "vae is there already, and stays; --part vae trains it on" in capsys.readouterr().err
     assert (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+def test_an_autoencoder_is_trained_to_its_end_before_a_transformer(trained, tmp_path, monkeypatch):
+    """Stopped early, nothing is trained on it; whole, it is followed by the others; on again only by itself."""
+    folder = tmp_path / "frames"
+    monkeypatch.setattr(autoencoder, "HELD_OUT_SEEDS", range(1))
+    sizes = {"vae_channels": (8, 8, 8, 8), "vae_batch": 4, "vae_steps": 3}
+    monkeypatch.setitem(trained.presets, "onediffusion", replace(trained.presets["onediffusion"], **sizes))
+    with pytest.raises(SystemExit, match="the transformer needs it whole"):
+        trained.run("onediffusion", folder, "--minutes", 1e-9)
+    assert [path.name for path in (folder / ".train").iterdir()] == ["autoencoder-state.pt"]
+    trained.run("onediffusion", folder, "--minutes", 0.02)
+    assert torch.load(folder / ".train" / "autoencoder-state.pt")["step"] == 3
+    whole = (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    trained.run("onediffusion", folder, "--part", "decoder", "--steps", 2)
+    assert {path.name for path in (folder / ".train").iterdir()} == {"decoder-state.pt", "transformer-state.pt"}
+    assert (folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() != whole
+    trained.run("onediffusion", folder, "--part", "vae", "--steps", 1)
+    assert {path.name for path in (folder / ".train").iterdir()} == {"autoencoder-state.pt", "transformer-state.pt"}
+
+
+def test_steps_that_are_taken_are_not_taken_again(trained, tmp_path, capsys):
+    folder = tmp_path / "univg"
+    shutil.copytree(trained.folder, folder)
+    weights = (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    trained.run("univg", folder, "--steps", 3)
+    assert "all 3 steps are taken; --steps with a larger number" in capsys.readouterr().err
+    assert (folder / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
 def test_what_learned_from_a_text_encoder_is_not_given_another(trained, tmp_path):
