@@ -131,7 +131,7 @@ RECIPES = {
     "univg": Recipe(
         presets={
             "cpu": Preset(side=64, scenes=5000, hidden=224, depth=6, heads=7, patch=1, tokens_per_step=4096,
-                          rate=1.5e-3, steps=6400),
+                          rate=1.5e-3, steps=6000),
             "gpu": Preset(side=64, scenes=30000, hidden=256, depth=6, heads=8, patch=1, tokens_per_step=32768,
                           rate=1e-3, steps=20000),
         },
