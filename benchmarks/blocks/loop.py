@@ -1,6 +1,6 @@
 """The training loop of a transformer: draw, step, note losses, save, stop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ def train(
     maker: Maker,
     loss_of: Callable[[Any], Tensor],
     losses: Losses,
+    emphasis: Mapping[str, float],
     *,
     minutes: float | None,
     report: Callable[[str], None],
@@ -39,6 +40,7 @@ def train(
 
     Args:
         loss_of: gives the losses (sequences,) of a part of a batch.
+        emphasis: of tasks, how much more than another's a loss of theirs counts; ``losses`` notes it without.
         output: folder that the average weights are saved in.
     """
 
@@ -51,7 +53,9 @@ def train(
     while not (stopped or timer.over or trainer.step >= (trainer.schedule.steps or np.inf)):
         with timer.step(trainer):
             batch = maker.draw()
-            gradients, errors = trainer.gradients([partial(loss_of, part) for part in batch.parts(trainer.threads)])
+            parts = batch.parts(trainer.threads)
+            counts = [torch.tensor([emphasis.get(task, 1.0) for task in part.tasks]) for part in parts]
+            gradients, errors = trainer.gradients([partial(loss_of, part) for part in parts], counts)
             trainer.update(gradients)
             losses.add(batch.tasks, torch.cat(errors).tolist())
         if trainer.step % EVERY == 0:

@@ -56,8 +56,9 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One family. weights: how often each task is drawn. kind: the pictures it is trained on.
+    """One family. kind: the pictures it is trained on.
 
+    weights: how often each task is drawn. emphasis: how much more than another's a task's loss counts.
     trains_autoencoder: whether it has one of its own; else ``vae/`` is copied from a trained checkpoint.
     image_encoder: whether pictures stand in its prompts. prompt: one that training may show, of a story.
     model: of a preset, untrained. maker: from what is trained on, preset, seed and step.
@@ -67,6 +68,7 @@ class Recipe:
 
     presets: Mapping[str, Preset]
     weights: Mapping[str, float]
+    emphasis: Mapping[str, float]
     kind: Kind
     trains_autoencoder: bool
     image_encoder: bool
@@ -116,6 +118,7 @@ RECIPES = {
                           steps=12000, decoder_steps=2000),
         },
         weights=samples.WEIGHTS,
+        emphasis=samples.EMPHASIS,
         kind=FRAMES,
         trains_autoencoder=True,
         image_encoder=False,
@@ -136,6 +139,7 @@ RECIPES = {
                           rate=1e-3, steps=20000),
         },
         weights=channel_samples.WEIGHTS,
+        emphasis={},
         kind=Kind(CHANNEL_NAMES, render_channels, tag="channels"),
         trains_autoencoder=False,
         image_encoder=True,

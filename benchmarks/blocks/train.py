@@ -208,7 +208,7 @@ def run_transformer(given: argparse.Namespace, preset: Preset, device: str) -> N
     train(
         trainer, recipe.maker(encoded, preset, given.seed, trainer.step),
         recipe.loss_of(model, text_encoder, encoders.tokenizer, device, compiled=given.compile),
-        Losses(curve, recipe.weights, trainer.step),
+        Losses(curve, recipe.weights, trainer.step), recipe.emphasis,
         minutes=given.minutes, report=report, output=given.output,
     )  # fmt: skip
 

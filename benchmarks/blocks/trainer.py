@@ -82,9 +82,15 @@ class Trainer:
         self.step = self.since = step
         self.seconds, self.cpu_seconds = seconds, cpu_seconds
 
-    def gradients(self, losses: Sequence[Callable[[], Tensor]]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-        """Return the gradients of each loss's mean and the losses (sequences,); one thread takes one of them."""
-        return tuple(zip(*self._each(self._gradient, losses), strict=True))  # type: ignore[return-value]
+    def gradients(
+        self, losses: Sequence[Callable[[], Tensor]], emphasis: Sequence[Tensor] | None = None
+    ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        """Return the gradients of each loss's mean and the losses (sequences,); one thread takes one of them.
+
+        emphasis: what each loss's sequences are multiplied by (sequences,) in the mean, not in what is returned.
+        """
+        pairs = [(loss, None) for loss in losses] if emphasis is None else list(zip(losses, emphasis, strict=True))
+        return tuple(zip(*self._each(self._gradient, pairs), strict=True))  # type: ignore[return-value]
 
     def update(self, gradients: Sequence[dict[str, Tensor]]) -> None:
         """Take one step along the mean of ``gradients``."""
@@ -136,9 +142,11 @@ class Trainer:
         for share in self.shares:
             share.restore(saved["optimizers"])
 
-    def _gradient(self, loss: Callable[[], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def _gradient(self, pair: tuple[Callable[[], Tensor], Tensor | None]) -> tuple[dict[str, Tensor], Tensor]:
+        loss, emphasis = pair
         errors = loss()
-        found = torch.autograd.grad(errors.mean(), list(self.parameters.values()))
+        mean = (errors if emphasis is None else errors * emphasis.to(errors.device)).mean()
+        found = torch.autograd.grad(mean, list(self.parameters.values()))
         return dict(zip(self.parameters, found, strict=True)), errors.detach()
 
     def _each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Training Blocks: threads change nothing, a resumed run is the same run, and the rate and the curves go on."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 FOLDER = str(Path(__file__).parents[2] / "benchmarks" / "blocks")
 sys.path.insert(0, FOLDER)  # the scripts import each other by name, as when they are run
+import loop  # noqa: E402
 import losses  # noqa: E402
 import trainer  # noqa: E402
 
@@ -95,6 +97,48 @@ def test_gradients_in_another_order_in_memory_take_the_same_step(start):
     usual.update([{name: each.clone() for name, each in given.items()}])
     other.update([{name: each.clone() if each.ndim < 2 else each.T.clone().T for name, each in given.items()}])
     torch.testing.assert_close(weights(other), weights(usual), atol=0, rtol=0)
+
+
+def test_emphasis_weighs_gradients_and_leaves_what_is_reported(start):
+    made = start()
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+    def loss(x):
+        return made.model(x).square().mean(1)
+
+    alone = [made.gradients([partial(loss, row[None])]) for row in rows]
+    (found,), (errors,) = made.gradients([partial(loss, rows)], [torch.tensor([1.0, 4.0, 1.0, 0.0])])
+    for name, value in found.items():
+        each = [gradients[0][name] for gradients, _ in alone]
+        torch.testing.assert_close(value, (each[0] + 4 * each[1] + each[2]) / 4)
+    torch.testing.assert_close(errors, torch.cat([error for _, (error,) in alone]))
+
+
+def test_the_loop_emphasises_tasks_and_notes_their_plain_losses(start, tmp_path):
+    """Between a task that pulls up and one that pulls down, the emphasised one wins."""
+
+    batch = SimpleNamespace(tasks=["up", "down"], parts=lambda count: [batch])
+    moved = {}
+    for name, emphasis in {"up": {"up": 3.0}, "down": {"down": 3.0}}.items():
+        made = start(name=f"{name}.pt")
+        made.average.save = lambda folder: None
+        made.schedule = replace(SCHEDULE, steps=losses.EVERY)
+
+        def output(model=made.model):
+            return model(torch.ones(6)).sum()
+
+        def loss_of(part, output=output):
+            return torch.stack([1 - output(), 1 + output()])
+
+        before = output().item()
+        curve = losses.Losses(tmp_path / f"{name}.csv", batch.tasks, 0)
+        maker = SimpleNamespace(draw=lambda: batch)
+        loop.train(made, maker, loss_of, curve, emphasis, minutes=None, report=lambda line: None, output=tmp_path)
+        moved[name] = output().item() - before
+        (row,) = losses.read(tmp_path / f"{name}.csv")
+        assert row["up"] + row["down"] == pytest.approx(2, abs=1e-4)
+    assert moved["up"] > 0.05
+    assert moved["down"] < -0.05
 
 
 def test_an_interrupted_save_leaves_the_earlier_state(start, monkeypatch):
