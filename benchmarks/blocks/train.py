@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
         help="default: all in this order, each where the family has it",
     )
     parser.add_argument("--minutes", type=float, help="stop after this much wall clock, to be resumed")
-    parser.add_argument("--steps", type=int, help="in all, of the part trained; the last 15 %% lower the rate to zero")
+    parser.add_argument("--steps", type=int, help="of the part trained; the last quarter lowers the rate to zero")
     parser.add_argument("--open-ended", action="store_true", help="no end to the steps; finish later with --steps")
     parser.add_argument("--scenes", type=int, help="instead of the preset's")
     parser.add_argument("--vae", type=Path, help=f"for univg: folder of a trained autoencoder, default {VAE}")

@@ -32,7 +32,7 @@ class Schedule:
     plateau: int = 8000
     steps: int | None = None
 
-    DECAY_SHARE = 0.15
+    DECAY_SHARE = 0.25
 
     def at(self, step: int, since: int = 0) -> float:
         """Return the rate of the update from ``step`` to ``step + 1`` by moments that began at step ``since``."""

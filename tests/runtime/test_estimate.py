@@ -80,7 +80,7 @@ def test_the_work_of_a_picture_is_counted_by_hand():
         ("identity", {}, 2, 75, 2),
         ("image_to_multiview", {"views": 3}, 6, 60, 2),
         ("image_to_multiview", {"views": 1}, 4, 60, 2),  # one picture is given, so there are at least two views
-        ("camera_pose", {}, 4, 60, 2),
+        ("camera_pose", {}, 4, 60, 1),
     ],
 )
 def test_frames_calls_and_branches_are_the_tasks(task, more, frames, calls, branches):

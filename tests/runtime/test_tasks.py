@@ -82,8 +82,8 @@ EXPECTED = [
     ("image_to_multiview", 1, {"cameras": orbit(3)}, (0, 0, 1, 0, 1, 0), "[[multiview]] x", None, 60, 4.0, "square"),
     ("image_to_multiview", 2, {"cameras": orbit(3)}, (0, 0, 0, 0, 1, 0), "[[multiview]] x", None, 60, 4.0, "square"),
     ("text_to_multiview", 0, {"cameras": orbit(2)}, (1, 0, 1, 0), "[[multiview]] x", None, 60, 4.0, "square"),
-    ("camera_pose", 2, {}, (0, 1, 0, 1), "[[multiview]] x", "cameras", 60, 4.0, "square"),
-    ("camera_pose", 2, {"cameras": orbit(2)}, (0, 1, 0, 1), "[[multiview]] x", "cameras", 60, 4.0, "square"),
+    ("camera_pose", 2, {}, (0, 1, 0, 1), "[[multiview]] x", "cameras", 60, 1.0, "square"),
+    ("camera_pose", 2, {"cameras": orbit(2)}, (0, 1, 0, 1), "[[multiview]] x", "cameras", 60, 1.0, "square"),
 ]
 
 
