@@ -112,7 +112,7 @@ RECIPES = {
         presets={
             "cpu": Preset(side=64, scenes=10000, vae_channels=(32, 64, 96, 128), vae_batch=32, vae_steps=2500,
                           hidden=288, depth=8, heads=6, kv_heads=2, patch=1, tokens_per_step=4608, rate=1.5e-3,
-                          steps=14000),
+                          steps=22000),
             "gpu": Preset(side=128, scenes=30000, vae_channels=(64, 96, 160, 192), vae_batch=96, vae_steps=3000,
                           hidden=384, depth=12, heads=8, kv_heads=2, patch=2, tokens_per_step=32768, rate=1e-3,
                           steps=12000, decoder_steps=2000),
